@@ -1,0 +1,61 @@
+# `make demo` installs DPSeg and segments the two photos in examples/; `make test` runs the tests. `make help` lists the rest.
+
+VENV := .venv
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+PIP_FLAGS ?=
+PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt
+
+DEMO_PHOTOS := examples/chelsea.jpg examples/coffee.jpg
+DEMO_TEXT := --text cat --text "cup, mug" --text spoon --text "table, wooden table"
+DEMO_OUT := out/demo
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types imports check format clean
+
+help: ## Print this list.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## Install DPSeg and segment the two photos in examples/.
+	$(VENV)/bin/dpseg predict $(DEMO_PHOTOS) $(DEMO_TEXT) --out $(DEMO_OUT)
+	@echo "The overlays are in $(DEMO_OUT):"
+	@ls $(DEMO_OUT)/*overlay*
+
+test: $(VENV)/.dev ## Run the tests; leaves out/junit.xml.
+	$(VENV)/bin/python -m pytest --junitxml=out/junit.xml
+
+lint: $(VENV)/.dev ## Check style and formatting.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev ## Check types.
+	$(VENV)/bin/mypy
+
+imports: $(VENV)/.dev ## Check that modules import only downwards.
+	$(VENV)/bin/lint-imports
+
+check: lint types imports ## All three checks.
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend.
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove results and caches; `rm -r .venv` removes the installation.
+	rm -rf out build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written only after its step succeeded, so a failed install is tried again and a finished one is not repeated.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "DPSeg needs Python 3.11 or newer, found %d.%d; run: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing DPSeg into $(VENV); the first time takes some minutes."
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing DPSeg and its development tools into $(VENV); the first time takes some minutes."
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.runtime $@
