@@ -1,0 +1,251 @@
+"""Frozen dataclasses that describe a model, a training run and an evaluation; YAML in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from dpseg.errors import ConfigError, did_you_mean
+
+EncoderName = Literal["lite", "base", "large", "tiny"]
+Fusion = Literal["average", "text", "visual", "cost_average", "cost_concat"]
+Guidance = Literal["visual234", "visual2", "none", "upsampled"]
+
+
+class Loadable:
+    """A frozen dataclass that is read from plain values, as YAML and JSON hold them."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the dataclass.
+
+        Args:
+            values: by field name; lists stand for tuples, mappings for nested dataclasses.
+
+        Raises:
+            ConfigError: A key is unknown, or a value is of another type or not among the choices.
+        """
+        types = get_type_hints(cls)
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown key {key!r} in {cls.__name__}; {did_you_mean(str(key), known)}")
+        return cls(**{key: _convert(f"{cls.__name__}.{key}", types[key], value) for key, value in values.items()})
+
+
+def _convert(where: str, kind: Any, value: Any) -> Any:
+    """Turns a plain value into one of the annotated type, or says what does not fit."""
+    options = get_args(kind)
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return kind.from_dict(value)  # type: ignore[union-attr]
+    if get_origin(kind) is Literal:
+        if value not in options:
+            raise ConfigError(f"{where} is {value!r}; give one of {', '.join(map(repr, options))}")
+        return value
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        inner = [options[0]] * len(value) if len(options) == 2 and options[1] is ... else list(options)
+        if len(inner) != len(value):
+            raise ConfigError(f"{where} needs {len(inner)} values, not {len(value)}")
+        return tuple(_convert(where, one, item) for one, item in zip(inner, value, strict=True))
+    if type(None) in options:
+        rest = next(option for option in options if option is not type(None))
+        return None if value is None else _convert(where, rest, value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise ConfigError(f"{where} is {value!r}; give a value of type {kind.__name__}")
+    return value
+
+
+@dataclass(frozen=True)
+class ModelConfig(Loadable):
+    """One DPSeg model. Everything that changes a tensor's shape or meaning is here.
+
+    Attributes:
+        encoder: which encoder; "lite" ships, "base" and "large" are CLIP ConvNeXt, "tiny" is random, for tests.
+        image_size: side in pixels of the encoder's input: the square's, or the shorter side when `keep_aspect`.
+        keep_aspect: keep the photo's proportions (lite) or stretch it to a square (SED's protocol).
+        templates: M, prompts a category, 1 to 80.
+        fusion: how T and V meet: averaged as embeddings (the paper), one of them alone, or as two cost volumes that are
+            averaged or concatenated (ablations).
+        guidance: which visual cost volumes guide the decoder: F_v^{2,3,4} (the paper), F_v^2 alone, none, or an upsampled
+            F_c in their place (ablations).
+        widths: channels of a category's embedding: at the cost volume, then after each decoder stage.
+        image_widths: channels to which E_4, E_3, E_2 are projected, one a stage.
+        heads: heads of the attention across categories.
+        train_pool: side of the average pooling before that attention in training; testing uses 1 (SED).
+        logit_scale: when above 0, the decoder's output is added to `logit_scale * cos(E, R)`, and its last layer starts at
+            zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
+        decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
+        tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
+        text_names: names on which lite's trained text residual stands.
+        weights: tag or path of the encoder's pretrained weights; None: the encoder's own default; "random": none.
+    """
+
+    encoder: EncoderName = "base"
+    image_size: int = 768
+    keep_aspect: bool = False
+    templates: int = 80
+    fusion: Fusion = "average"
+    guidance: Guidance = "visual234"
+    widths: tuple[int, ...] = (128, 64, 32, 16)
+    image_widths: tuple[int, ...] = (32, 16, 8)
+    heads: int = 4
+    train_pool: int = 2
+    logit_scale: float = 0.0
+    decode_classes: int | None = None
+    tune_encoder: bool = True
+    text_names: int = 0
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """When a region of Inference I is good enough to become a prompt of Inference II.
+
+    Attributes:
+        min_area: it covers at least this fraction of the photo, in [0, 1].
+        min_confidence: its mean score is at least this, in [0, 1].
+        max_regions: so many regions of a class at most, the largest first.
+    """
+
+    min_area: float = 0.01
+    min_confidence: float = 0.5
+    max_regions: int = 3
+
+
+PromptKind = Literal["text", "bank", "pictures", "both"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured on a data set.
+
+    Attributes:
+        prompts: one row of the table each: words alone, words and the model's bank, reference pictures alone, or words
+            and reference pictures.
+        refine: Inference I alone, Inference II, or both; one row each.
+        references: reference pictures a class, cut from photos outside the evaluated split.
+        seed: which of them.
+        ignore_background: leave pixels of line 0 of classes.txt out where it is "background"; else such pixels are
+            right where no class scores `background`.
+        background: threshold in [0, 1]; used when the background counts.
+        size: the encoder's input size in pixels; None: the model's own.
+        limit: only so many photos, evenly spread over the split; None: all.
+    """
+
+    prompts: tuple[PromptKind, ...] = ("both",)
+    refine: tuple[bool, ...] = (False, True)
+    references: int = 3
+    seed: int = 0
+    ignore_background: bool = True
+    background: float = 0.5
+    size: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class DataSource(Loadable):
+    """A data set that training draws from.
+
+    Attributes:
+        name: folder below `TrainConfig.data_root`, with images/, masks/, classes.txt and train.txt.
+        weight: how often a photo is drawn from it, relative to the others, above 0.
+    """
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig(Loadable):
+    """A training run.
+
+    Attributes:
+        model: what is trained.
+        data_root: folder that holds the data sets.
+        data: which data sets; only their train split is read.
+        exemplars: folders below `data_root` with one folder of pictures a name, for the bank.
+        out: folder of checkpoints, logs and the final model.
+        seed: of every random choice.
+        iterations: optimizer steps.
+        batch_size: photos a step.
+        crop: side of a training crop in pixels.
+        photo_size: the shorter side to which a photo is brought before cropping, in pixels, before the scale jitter.
+        scale: smallest and largest factor of the scale jitter.
+        colour_jitter: strength in [0, 1] of brightness, contrast and saturation jitter.
+        paste: probability of pasting an object of another photo, tried twice a crop.
+        classes: K, categories decoded in a training step: those in the crop, and others at random.
+        references: pictures averaged for a visual prompt: 1 to this many, at random.
+        prompt_mix: probabilities of prompting with text alone, with pictures alone, and with both.
+        mixed_prompts: probability that a photo's classes differ in that.
+        lr: AdamW's peak learning rate, of the decoder.
+        projection_lr: factor for the maps into the joint space.
+        encoder_lr: factor for the fine-tuned part of the image encoder.
+        weight_decay: of AdamW.
+        warmup: steps of linear warm-up.
+        clip_norm: largest norm of the whole gradient.
+        cross_entropy: weight of the softmax cross-entropy over the K categories.
+        bce: weight of the binary cross-entropy.
+        auxiliary: weight of the cross-entropy of the plain cosines with T, V and R over the whole vocabulary.
+        retention: weight of keeping the frozen classifier's opinion at each position (lite).
+        class_balance: a class with a share a of the labelled pixels weighs a ** -class_balance, 0 to 1.
+        ema: decay of the averaged weights that are kept; 0: none.
+        hold_out: names whose pixels and prompts training never sees.
+        checkpoint_minutes: between checkpoints.
+        log_steps: between log lines.
+    """
+
+    model: ModelConfig
+    data: tuple[DataSource, ...]
+    data_root: str = "data"
+    exemplars: tuple[str, ...] = ()
+    out: str = "runs/train"
+    seed: int = 0
+    iterations: int = 2000
+    batch_size: int = 8
+    crop: int = 256
+    photo_size: int = 384
+    scale: tuple[float, float] = (0.5, 2.0)
+    colour_jitter: float = 0.4
+    paste: float = 0.3
+    classes: int = 24
+    references: int = 3
+    prompt_mix: tuple[float, float, float] = (0.3, 0.3, 0.4)
+    mixed_prompts: float = 0.2
+    lr: float = 2e-3
+    projection_lr: float = 0.2
+    encoder_lr: float = 0.05
+    weight_decay: float = 1e-4
+    warmup: int = 50
+    clip_norm: float = 1.0
+    cross_entropy: float = 1.0
+    bce: float = 0.5
+    auxiliary: float = 0.5
+    retention: float = 0.5
+    class_balance: float = 0.3
+    ema: float = 0.998
+    hold_out: tuple[str, ...] = ()
+    checkpoint_minutes: float = 3.0
+    log_steps: int = 20
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Reads a recipe.
+
+    Raises:
+        ConfigError: The file is missing, or is not a YAML mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {str(path)!r} ({error.strerror}); give a file such as configs/lite.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping of settings; see configs/lite.yaml")
+    return values

@@ -1,0 +1,1 @@
+"""Class lists by name (`vocabularies`) and photos with label masks on disk (`folder`)."""

@@ -1,0 +1,50 @@
+"""Writing files so that a reader, a second process or a kill never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import uuid
+from pathlib import Path
+
+from dpseg.errors import OutputError
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Makes a folder and those above it, where they are missing.
+
+    Raises:
+        OutputError: It cannot be made, or a file is in its place.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _output_error(folder, error) from error
+    return folder
+
+
+def write_atomically(path: str | Path, data: bytes) -> Path:
+    """Writes a file beside its place and renames it there, so that the old or the new content stands, whatever happens.
+
+    Raises:
+        OutputError: The folder is missing or closed to writing, or the disk is full. The old content stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise _output_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{path}: the disk is full; free some space or choose another folder")
+    return OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder")
