@@ -1,0 +1,89 @@
+"""Cost volumes: how much each position of an image looks like each category's prompts. Pure functions.
+
+`PAPER.md`'s first part: R = Avg(V + T), F_c = cosine(E, R), F_v^j = cosine(E_j, GAP(V_j)). A category may lack text or
+pictures (ours): R is then the average of what is there, and the cosine with a missing prompt is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpseg.config import Fusion
+from dpseg.prompts.prompt_set import PromptEmbeddings
+
+
+def cosine_volume(features: Tensor, prompts: Tensor) -> Tensor:
+    """Returns the cosine between every position and every prompt.
+
+    Args:
+        features: (B, D, H, W).
+        prompts: (K, M, D), or (B, K, M, D) where each image has prompts of its own. Zero rows give zeros.
+
+    Returns:
+        (B, K, M, H, W) in [-1, 1].
+    """
+    features = F.normalize(features, dim=1)
+    prompts = F.normalize(prompts, dim=-1)
+    batch, _, height, width = features.shape
+    count, templates, size = prompts.shape[-3:]
+    rows = prompts.reshape(-1, count * templates, size) if prompts.dim() == 4 else prompts.reshape(1, -1, size)
+    volume = torch.matmul(rows, features.flatten(2))  # (B, K * M, H * W)
+    return volume.view(batch, count, templates, height, width)
+
+
+def dual_prompt(prompts: PromptEmbeddings) -> Tensor:
+    """Returns R = (V + T) / 2 of unit vectors, (..., K, M, D); T or V alone where the other is missing."""
+    text, visual = _both(prompts)
+    count = prompts.has_text.to(text.dtype) + prompts.has_visual.to(text.dtype)
+    return (text + visual) / count.clamp_min(1.0)[..., None, None]
+
+
+def dual_cost_volume(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion) -> Tensor:
+    """Returns the cost volume that the decoder reads.
+
+    Args:
+        dense: E, (B, D, H, W).
+        prompts: of K categories.
+        fusion: "average" is the paper's F_c; the others are its ablations.
+
+    Returns:
+        (B, K, C, H, W) in [-1, 1]; C = M, or 2 M for "cost_concat".
+    """
+    if fusion == "average":
+        return cosine_volume(dense, dual_prompt(prompts))  # F_c
+    text, visual = _both(prompts)
+    if fusion == "text":
+        return cosine_volume(dense, text)
+    if fusion == "visual":
+        return cosine_volume(dense, visual)
+    volumes = cosine_volume(dense, text), cosine_volume(dense, visual)
+    if fusion == "cost_concat":
+        return torch.cat(volumes, dim=2)
+    count = prompts.has_text.to(dense.dtype) + prompts.has_visual.to(dense.dtype)
+    return (volumes[0] + volumes[1]) / count.clamp_min(1.0)[..., None, None, None]
+
+
+def visual_cost_volumes(
+    stages: tuple[Tensor, Tensor, Tensor], prompts: PromptEmbeddings, wanted: tuple[int, ...]
+) -> dict[int, Tensor]:
+    """Returns F_v^j, (B, K, M, H_j, W_j), for each wanted j in 2, 3, 4, computed afresh at that stage's resolution.
+
+    Args:
+        stages: E_2, E_3, E_4.
+        prompts: of K categories, with GAP(V_j).
+        wanted: which j.
+    """
+    templates = prompts.text.shape[-2]
+    return {j: cosine_volume(stages[j - 2], _repeat(prompts.stages[j - 2], templates)) for j in wanted}
+
+
+def _both(prompts: PromptEmbeddings) -> tuple[Tensor, Tensor]:
+    """Returns T and V with the same M."""
+    return prompts.text, _repeat(prompts.visual, prompts.text.shape[-2])
+
+
+def _repeat(visual: Tensor, templates: int) -> Tensor:
+    """Gives one embedding for all templates to each template: (..., K, Mv, D) -> (..., K, M, D)."""
+    return visual.expand(*visual.shape[:-2], templates, visual.shape[-1])

@@ -1,0 +1,109 @@
+"""DPSeg: the paper's main figure, readable top to bottom.
+
+image   -> encoder -> E_2, E_3, E_4 and E          words    -> T  \\
+                                                    pictures -> V, V_j  -> PromptEmbeddings
+F_c   = cosine(E, R),  R = Avg(T + V)              dual-prompt cost volume
+F_v^j = cosine(E_j, GAP(V_j)),  j = 4, 3, 2        visual cost volumes, one a scale
+logits = decoder(F_c, E_j, F_v^j)                  one a category and position
+"""
+
+# No `from __future__ import annotations`: HubModel's mixin looks at the real types of __init__'s arguments.
+import torch
+from torch import Tensor, nn
+
+from dpseg.config import ModelConfig
+from dpseg.errors import PromptError
+from dpseg.model.blocks import resize_to
+from dpseg.model.build import build_encoder
+from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
+from dpseg.model.decoder import Decoder, EncoderShape
+from dpseg.model.encoders import Encoder, Pyramid
+from dpseg.model.hub import HubModel
+from dpseg.prompts.prompt_set import PromptEmbeddings
+
+UNDECODED = -1e4
+"""The logit of a category that `decode_classes` left out: a score of 0."""
+
+
+class DPSeg(HubModel):
+    """Dual-prompt cost volume segmentation: an image and K prompted categories -> K logit maps.
+
+    Nothing in it depends on a vocabulary, and it never knows where a prompt came from.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder: Encoder = build_encoder(config)
+        self.decoder = Decoder(config, EncoderShape(self.encoder.stage_dims, self.encoder.strides))
+        self.baseline = Baseline(config.logit_scale) if config.logit_scale > 0 else None
+
+    def forward(self, images: Tensor, prompts: PromptEmbeddings) -> Tensor:
+        """Segments images.
+
+        Args:
+            images: (B, 3, H, W), RGB in [0, 1], sides multiples of the encoder's coarsest stride.
+            prompts: of K categories.
+
+        Returns:
+            Logits (B, K, h, w) at the decoder's resolution; their sigmoid is the score of a category.
+        """
+        return self.decode(self.encode(images), prompts)
+
+    def encode(self, images: Tensor) -> Pyramid:
+        """Encodes images once, for any number of decodings."""
+        return self.encoder.pyramid(images)
+
+    def decode(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+        """Decodes an encoded image; the arguments and the result are those of `forward`.
+
+        Raises:
+            PromptError: The prompts have another number of templates than the model.
+        """
+        self._check(prompts)
+        cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)  # F_c
+        limit = self.config.decode_classes
+        if limit is None or self.training or cost.shape[1] <= limit:
+            return self._decode(cost, pyramid, prompts)
+        best = cost.mean(dim=2).amax(dim=(2, 3)).topk(limit, dim=1).indices  # (B, limit)
+        rows = torch.arange(len(best), device=best.device)[:, None]
+        batched = prompts.text.dim() == 4
+        some = self._decode(cost[rows, best], pyramid, prompts.map(lambda t: t[rows, best] if batched else t[best]))
+        logits = some.new_full((*cost.shape[:2], *some.shape[-2:]), UNDECODED)
+        logits[rows, best] = some
+        return logits
+
+    def packaged(self) -> tuple[str, ...]:
+        return tuple(f"encoder.{prefix}" for prefix in self.encoder.packaged)
+
+    def _decode(self, cost: Tensor, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+        visual = visual_cost_volumes(pyramid.stages, prompts, self.decoder.guided)  # F_v^j
+        logits: Tensor = self.decoder(cost, pyramid.stages, visual)
+        return logits if self.baseline is None else logits + self.baseline(cost, prompts, logits.shape[-2:])
+
+    def _check(self, prompts: PromptEmbeddings) -> None:
+        templates = prompts.text.shape[-2]
+        if templates != self.config.templates:
+            raise PromptError(
+                f"the prompts have {templates} templates and the model has {self.config.templates};"
+                " make them again with this model"
+            )
+
+
+class Baseline(nn.Module):
+    """The plain cosine as logits (ours): `scale * cosine + bias`, what a model with `logit_scale` starts from.
+
+    Cosines with text, with pictures and with both lie in different ranges (the modality gap, Liang et al., NeurIPS 2022),
+    so each of the three cases has a scale and a bias of its own; classes of all three kinds compete in one picture.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((3,), scale))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, cost: Tensor, prompts: PromptEmbeddings, size: torch.Size) -> Tensor:
+        """Maps F_c (B, K, C, H, W) to logits (B, K, *size)."""
+        case = prompts.has_text.long() + 2 * prompts.has_visual.long() - 1  # text 0, pictures 1, both 2
+        case = case.clamp_min(0)
+        scale, bias = self.scale[case][..., None, None], self.bias[case][..., None, None]
+        return resize_to(cost.mean(dim=2), size) * scale + bias

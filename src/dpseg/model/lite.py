@@ -1,0 +1,172 @@
+"""The encoder of dpseg-lite: EfficientNet-Lite0 and MiniLM, both from registry packages, in one joint space.
+
+It is ImageNet-supervised with text regression, not CLIP. The joint space is that of the classifier's 1280 features, less
+their mean. A text gets there by kernel ridge regression from its MiniLM embedding to the classifier's weight vectors, on
+the 1000 pairs (ImageNet name, weight vector); a picture gets there by itself. What training adds starts at zero, so that an
+untrained encoder is exactly this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpseg.config import ModelConfig
+from dpseg.model import efficientnet_lite0 as lite0
+from dpseg.model.encoders import Pyramid, VisualFeatures
+from dpseg.model.fingerprint import weights_fingerprint
+from dpseg.model.minilm import FEATURES, MiniLM
+from dpseg.model.pooling import masked_mean
+
+KERNEL_GAMMA = 2.0
+"""Of the kernel exp(-gamma |a - b|^2) between unit vectors, for the regression on ImageNet's names."""
+
+RIDGE = 0.1
+"""Ridge of that regression."""
+
+LOCAL_GAMMA = 8.0
+"""Of the kernel of the trained residual: so narrow that a name far from every trained name keeps its regression."""
+
+ADAPTER_RANK = 64
+
+
+class TextMap(nn.Module):
+    """MiniLM embeddings -> the joint space: a fixed kernel regression and a trained local residual.
+
+    The residual is a kernel expansion on the names that training saw. With one vector a name it can move those names
+    freely, and their neighbours in meaning with them, while unseen names far away keep what the regression gives them.
+    """
+
+    support: Tensor
+    coefficients: Tensor
+    local_support: Tensor
+
+    def __init__(self, local_names: int) -> None:
+        """Makes room for a residual on so many names; `local_support` is set by whoever trains it."""
+        super().__init__()
+        size = lite0.EMBED_DIM
+        self.register_buffer("support", torch.zeros(lite0.NUM_CLASSES, FEATURES))
+        self.register_buffer("coefficients", torch.zeros(lite0.NUM_CLASSES, size))
+        self.register_buffer("local_support", torch.zeros(local_names, FEATURES))
+        self.local_coefficients = nn.Parameter(torch.zeros(local_names, size))
+
+    def fit(self, names: Tensor, vectors: Tensor) -> None:
+        """Solves the kernel ridge regression.
+
+        Args:
+            names: (1000, 384) unit text features of ImageNet's names.
+            vectors: (1000, 1280) weight vectors of its classes.
+        """
+        gram = _kernel(names, names, KERNEL_GAMMA) + RIDGE * torch.eye(len(names))
+        self.support.copy_(names)
+        self.coefficients.copy_(torch.linalg.solve(gram, vectors - vectors.mean(dim=0)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (..., 384) unit text features to (..., 1280)."""
+        x = F.normalize(_kernel(features, self.support, KERNEL_GAMMA) @ self.coefficients, dim=-1)
+        if len(self.local_support) == 0:
+            return x
+        return x + _kernel(features, self.local_support, LOCAL_GAMMA) @ self.local_coefficients
+
+
+class LowRankAdapter(nn.Module):
+    """x + up(down(x)), a linear map of low rank that starts as the identity (as LoRA, Hu et al., ICLR 2022)."""
+
+    def __init__(self, size: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(size, rank, bias=False)
+        self.up = nn.Linear(rank, size, bias=False)
+        nn.init.normal_(self.down.weight, std=size**-0.5)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.as_tensor(self.up(self.down(x)))
+
+
+class LiteEncoder(nn.Module):
+    """The `Encoder` protocol on EfficientNet-Lite0 at stride 16 and MiniLM.
+
+    E_2, E_3, E_4 stand at strides 4, 8, 16, and the dense embedding at stride 16 too, for the last stages are dilated.
+    """
+
+    centre: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Loads both packaged networks' places; MiniLM's weights are read when a text is first encoded.
+
+        Raises:
+            WeightsError: The packages are not installed.
+        """
+        super().__init__()
+        self.embed_dim = lite0.EMBED_DIM
+        self.stage_dims = lite0.STAGE_DIMS
+        self.strides = (4, 8, 16, 16)
+        self.crop_size = 224
+        self.packaged = ("early.", "late.")
+        weights = lite0.load_weights()
+        self.early = lite0.Lite0Early()
+        self.early.load_state_dict(weights.early)
+        self.late = lite0.Lite0Late()
+        self.late.load_state_dict(weights.late)
+        self.early.requires_grad_(False)
+        self.late.requires_grad_(False)
+        self.tuned = lite0.Lite0Late() if config.tune_encoder else None
+        if self.tuned is not None:
+            self.tuned.load_state_dict(weights.late)
+        self.register_buffer("centre", torch.zeros(lite0.EMBED_DIM))
+        self.adapter = LowRankAdapter(lite0.EMBED_DIM, ADAPTER_RANK)
+        self.text_map = TextMap(config.text_names)
+
+    @cached_property
+    def _minilm(self) -> MiniLM:
+        return MiniLM()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the frozen networks: text features and pooled visual features before the projections."""
+        frozen = (*self.early.state_dict().values(), *self.late.state_dict().values())
+        return weights_fingerprint(f"lite0-{self.crop_size}-minilm", frozen)
+
+    def pyramid(self, images: Tensor) -> Pyramid:
+        """Encodes images (B, 3, H, W), sides multiples of 16, RGB in [0, 1]."""
+        with torch.no_grad():
+            stages = self.early(images)
+        dense = (self.late if self.tuned is None else self.tuned)(stages[2])
+        dense = self.project_visual(dense.movedim(1, -1)).movedim(-1, 1)
+        return Pyramid(stages, dense)
+
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Encodes N texts: (N, 384) unit vectors."""
+        return self._minilm(texts).to(self.centre.device)
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Maps (..., 384) text features to (..., 1280)."""
+        mapped: Tensor = self.text_map(features)
+        return mapped
+
+    @torch.no_grad()
+    def visual_features(self, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
+        """Encodes N crops (N, 3, h, w) with the frozen networks and averages over the object."""
+        stages = self.early(crops)
+        s2, s3, s4 = (masked_mean(stage, masks) for stage in stages)
+        return VisualFeatures(masked_mean(self.late(stages[2]), masks), (s2, s3, s4))
+
+    def project_visual(self, features: Tensor) -> Tensor:
+        """Maps (..., 1280) features to the joint space."""
+        adapted: Tensor = self.adapter(features - self.centre)
+        return adapted
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Returns (the fine-tuned last stages, adapter and text residual)."""
+        tuned = [] if self.tuned is None else list(self.tuned.parameters())
+        return tuned, [*self.adapter.parameters(), *self.text_map.parameters()]
+
+
+def _kernel(a: Tensor, b: Tensor, gamma: float) -> Tensor:
+    """exp(-gamma |a - b|^2) of unit vectors (..., F) and (N, F): (..., N)."""
+    return torch.exp(2 * gamma * (a @ b.T - 1))

@@ -1,0 +1,118 @@
+"""Words, reference pictures and a bank -> a PromptSet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from dpseg.cache import EmbeddingCache
+from dpseg.errors import PromptError, did_you_mean
+from dpseg.images import ImageLike
+from dpseg.model.encoders import Encoder
+from dpseg.model.prompt_encoding import (
+    bank_prompts,
+    crop_rows,
+    encoder_device,
+    prompt_fingerprint,
+    text_prompts,
+    visual_prompts,
+)
+from dpseg.prompts.bank import Bank
+from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet, VisualPrompts
+from dpseg.prompts.text import ClassName, parse_classes, templates
+from dpseg.prompts.visual import Reference
+
+AnyReference: TypeAlias = "Reference | ImageLike"
+References: TypeAlias = "Mapping[str, AnyReference | Sequence[AnyReference]]"
+"""Pictures by class: one or several each, with a mask or a box where a `Reference` says so."""
+
+
+def build_prompts(
+    encoder: Encoder,
+    text: Sequence[str] | None,
+    references: References | None,
+    template_count: int,
+    cache: EmbeddingCache,
+    bank: Bank | None = None,
+) -> PromptSet:
+    """Encodes the prompts of K classes.
+
+    Args:
+        encoder: of the model that will use them.
+        text: K classes, synonyms after commas; None: the classes are those of `references`, by their pictures alone.
+        references: pictures of some or all of the classes, under any of a class's names.
+        template_count: M, 1 to 80.
+        cache: where features of texts are kept.
+        bank: pictures for classes that have words and no references.
+
+    Raises:
+        PromptError: there is no class, one stands twice, a reference is of a class that is not listed, or a picture's
+            mask or box does not fit.
+        ImageError: a picture cannot be read.
+    """
+    pictures = _by_name(references or {})
+    classes = parse_classes(list(pictures) if text is None else text)
+    owned = _by_class(classes, pictures)
+    words = None if text is None else text_prompts(encoder, classes, templates(template_count), cache)  # T
+    prompts = _without_pictures(encoder, classes, words, template_count)
+    if bank is not None and words is not None:
+        wordy = [entry for entry in classes if entry.name not in owned]
+        found = bank_prompts(encoder, bank, wordy, cache) if wordy else None
+        prompts = prompts if found is None else prompts.replace(found)
+    return prompts.replace(_reference_prompts(encoder, owned)) if owned else prompts
+
+
+def _by_name(references: References) -> dict[str, list[Reference]]:
+    """Puts every value of `references` into the form of a list."""
+    pictures: dict[str, list[Reference]] = {}
+    for name, value in references.items():
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        items: Sequence[AnyReference] = value if several else [value]  # type: ignore[assignment, list-item]
+        if not items:
+            raise PromptError(f"class {name!r} has an empty list of references; give a picture, or leave the class out")
+        pictures[name] = [item if isinstance(item, Reference) else Reference(item) for item in items]
+    return pictures
+
+
+def _by_class(classes: Sequence[ClassName], pictures: Mapping[str, list[Reference]]) -> dict[str, list[Reference]]:
+    """Finds each reference's class, by any of its names: display name -> its pictures."""
+    names = {synonym.casefold(): entry.name for entry in reversed(classes) for synonym in entry.synonyms}
+    names |= {entry.name.casefold(): entry.name for entry in classes}
+    owned: dict[str, list[Reference]] = {}
+    for given, items in pictures.items():
+        spelling = " ".join(given.split(",")[0].split())
+        if spelling.casefold() not in names:
+            hint = did_you_mean(spelling, [entry.name for entry in classes])
+            raise PromptError(f"reference for a class that is not listed, {given!r}; {hint}, or add it to the classes")
+        owned.setdefault(names[spelling.casefold()], []).extend(items)
+    return owned
+
+
+def _without_pictures(
+    encoder: Encoder, classes: Sequence[ClassName], words: Tensor | None, template_count: int
+) -> PromptSet:
+    """Returns prompts of words alone, T (K, M, D); or, where there are no words, of nothing yet."""
+    count, has_text = len(classes), words is not None
+    zeros = torch.zeros(count, template_count, encoder.embed_dim, device=encoder_device(encoder))
+    text = zeros if words is None else words
+    s2, s3, s4 = (text.new_zeros(count, 1, size) for size in encoder.stage_dims)
+    embeddings = PromptEmbeddings(
+        text=text,
+        visual=text.new_zeros(count, 1, encoder.embed_dim),  # V
+        stages=(s2, s3, s4),
+        has_text=torch.full((count,), has_text, device=text.device),
+        has_visual=torch.zeros(count, dtype=torch.bool, device=text.device),
+    )
+    sources = ((TEXT_SOURCE,) if has_text else (),) * count
+    return PromptSet(tuple(entry.name for entry in classes), embeddings, prompt_fingerprint(encoder), sources)
+
+
+def _reference_prompts(encoder: Encoder, owned: Mapping[str, Sequence[Reference]]) -> VisualPrompts:
+    """Encodes the pictures of each class and averages them."""
+    names = list(owned)
+    owners = [number for number, name in enumerate(names) for _ in owned[name]]
+    crops = (reference.crop(encoder.crop_size) for name in names for reference in owned[name])
+    return visual_prompts(names, owners, crop_rows(encoder, crops), "reference")

@@ -1,0 +1,115 @@
+"""dpseg-lite's encoder: its parts against the libraries they come from, and what an untrained one is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from encoder_contract import check_encoder
+from skimage import data
+
+from dpseg.config import ModelConfig
+from dpseg.model import efficientnet_lite0 as lite0
+from dpseg.model.lite import LiteEncoder
+from dpseg.model.minilm import MiniLM, weights_folder
+from dpseg.training.lite_setup import imagenet_names
+
+SENTENCES = ["cat", "a photo of a couch.", "traffic light", "an extraordinarily long description of nothing at all"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> LiteEncoder:
+    """An untrained encoder whose text regression is fitted."""
+    encoder = LiteEncoder(ModelConfig(encoder="lite", tune_encoder=True, text_names=2)).eval()
+    names = encoder.text_features([f"a photo of a {name}." for name in imagenet_names()])
+    encoder.text_map.fit(names, lite0.load_weights().classifier)
+    encoder.text_map.local_support.copy_(encoder.text_features(["a photo of a cat.", "a photo of a couch."]))
+    return encoder
+
+
+def test_it_keeps_the_encoder_contract(encoder: LiteEncoder) -> None:
+    check_encoder(encoder, side=64, tolerance=1e-4)
+
+
+def test_the_trunk_equals_timm_s() -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("tf_efficientnet_lite0", output_stride=16).eval()
+    packaged = torch.load(lite0.weights_path(), weights_only=True)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), packaged.values(), strict=True)))
+    weights = lite0.load_weights()
+    early, late = lite0.Lite0Early(), lite0.Lite0Late()
+    early.load_state_dict(weights.early)
+    late.load_state_dict(weights.late)
+    images = torch.rand(2, 3, 96, 128)
+    with torch.no_grad():
+        ours = late(early(images)[2])
+        expected = theirs.forward_features((images * 255 - 127) / 128)
+    assert ours.shape == (2, 1280, 6, 8)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_classifier_knows_a_cat() -> None:
+    weights = lite0.load_weights()
+    early, late = lite0.Lite0Early(), lite0.Lite0Late()
+    early.load_state_dict(weights.early)
+    late.load_state_dict(weights.late)
+    cat = torch.from_numpy(np.array(data.chelsea()[:288, 80:368])).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        features = late(early(cat)[2]).mean(dim=(2, 3))
+    best = (features @ weights.classifier.T)[0].topk(5).indices.tolist()
+    assert {"tabby cat", "tiger cat", "Egyptian Mau", "Egyptian cat"} & {imagenet_names()[index] for index in best}
+
+
+def test_the_text_encoder_equals_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights_folder())
+    model = transformers.AutoModel.from_pretrained(weights_folder()).eval()
+    inputs = tokenizer(SENTENCES, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    torch.testing.assert_close(MiniLM()(SENTENCES), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_no_text_gives_no_rows() -> None:
+    assert MiniLM()([]).shape == (0, 384)
+
+
+def test_the_text_regression_is_kernel_ridge(encoder: LiteEncoder) -> None:
+    from sklearn.kernel_ridge import KernelRidge
+
+    names = encoder.text_map.support.numpy()
+    vectors = lite0.load_weights().classifier
+    centred = (vectors - vectors.mean(dim=0)).numpy()
+    query = encoder.text_features(["a photo of a dog.", "a photo of a rock."])
+    expected = KernelRidge(alpha=0.1, kernel="rbf", gamma=2.0).fit(names, centred).predict(query.numpy())
+    mine = encoder.project_text(query).detach()
+    wanted = torch.nn.functional.normalize(torch.from_numpy(expected).float(), dim=-1)
+    torch.testing.assert_close(mine, wanted, atol=2e-3, rtol=0)
+
+
+def test_the_text_residual_is_local(encoder: LiteEncoder) -> None:
+    query = encoder.text_features(["a photo of a cat.", "a photo of a kitten.", "a photo of a bridge."])
+    before = encoder.project_text(query).detach()
+    with torch.no_grad():
+        encoder.text_map.local_coefficients[0] = 1.0
+        moved = (encoder.project_text(query) - before).abs().mean(dim=-1)
+        encoder.text_map.local_coefficients.zero_()
+    assert moved[0] == pytest.approx(1.0, abs=1e-4)
+    assert moved[0] > moved[1] > 4 * moved[2]
+    assert moved[2] < 0.03
+
+
+def test_an_untrained_tuned_copy_sees_what_the_frozen_network_sees(encoder: LiteEncoder) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        dense = encoder.pyramid(images).dense
+        frozen = encoder.late(encoder.early(images)[2]) - encoder.centre[:, None, None]
+    torch.testing.assert_close(dense, frozen, atol=1e-5, rtol=1e-5)
+
+
+def test_packaged_weights_are_not_saved(encoder: LiteEncoder) -> None:
+    kept = [name for name in encoder.state_dict() if not name.startswith(encoder.packaged)]
+    assert any(name.startswith("tuned.") for name in kept)
+    assert not any(name.startswith(("early.", "late.")) for name in kept)

@@ -1,0 +1,121 @@
+"""The random encoder for tests, the pooling and fingerprint that encoders share, and the choice of an encoder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dpseg.config import ModelConfig
+from dpseg.errors import ConfigError
+from dpseg.model.build import build_encoder
+from dpseg.model.fingerprint import weights_fingerprint
+from dpseg.model.pooling import masked_mean
+from dpseg.model.tiny import TinyEncoder
+from encoder_contract import check_encoder
+
+
+def tiny(tune_encoder: bool = False, seed: int = 0) -> TinyEncoder:
+    return TinyEncoder(ModelConfig(encoder="tiny", tune_encoder=tune_encoder), seed)
+
+
+@pytest.mark.parametrize("tune_encoder", [False, True])
+def test_contract(tune_encoder: bool) -> None:
+    check_encoder(tiny(tune_encoder))
+
+
+def test_size_and_strides() -> None:
+    encoder = tiny()
+    assert encoder.strides == (4, 8, 16, 32)
+    assert 1000 < sum(parameter.numel() for parameter in encoder.parameters()) < 10_000
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = tiny()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert tiny().fingerprint == first.fingerprint
+    assert torch.equal(tiny().text_features(["cat"]), first.text_features(["cat"]))
+    assert tiny(seed=1).fingerprint != first.fingerprint
+
+
+def test_texts_that_share_words_are_near() -> None:
+    cat, a_cat, house = torch.nn.functional.normalize(tiny().text_features(["cat", "a photo of a cat", "wide road"]))
+    assert cat @ a_cat > cat @ house + 0.2
+    assert torch.equal(tiny().text_features(["Red  Car"]), tiny().text_features(["red car"]))
+    assert tiny().text_features([]).shape == (0, 20)
+
+
+def test_text_features_are_the_same_in_another_process() -> None:
+    code = (
+        "from dpseg.config import ModelConfig; from dpseg.model.tiny import TinyEncoder; "
+        "e = TinyEncoder(ModelConfig(encoder='tiny')); print(e.fingerprint, e.text_features(['cat']).sum().item())"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    encoder = tiny(tune_encoder=True)
+    fingerprint, total = run.stdout.split()
+    assert fingerprint == encoder.fingerprint
+    assert float(total) == pytest.approx(encoder.text_features(["cat"]).sum().item(), abs=1e-6)
+
+
+def test_a_tuned_image_encoder_leaves_the_prompts_alone() -> None:
+    encoder = tiny(tune_encoder=True)
+    crops = torch.rand(2, 3, 32, 32)
+    before, fingerprint = encoder.visual_features(crops), encoder.fingerprint
+    image = encoder.pyramid(crops).dense
+    with torch.no_grad():
+        for parameter in encoder.parameter_groups()[0]:
+            parameter.add_(0.1)
+    assert torch.equal(encoder.visual_features(crops).dense, before.dense)
+    assert encoder.fingerprint == fingerprint
+    assert not torch.allclose(encoder.pyramid(crops).dense, image)
+    assert any(name.startswith("visual_trunk.") for name in encoder.state_dict())
+    assert not any(name.startswith("visual_trunk.") for name in tiny().state_dict())
+
+
+def test_masked_mean_weighs_positions_by_their_share_of_the_mask() -> None:
+    features = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    mask = torch.zeros(1, 4, 4)
+    mask[0, :2, :2] = 1  # the first position, wholly
+    mask[0, 2, 3] = 1  # a quarter of the last
+    assert masked_mean(features, mask).item() == pytest.approx((1 * 1.0 + 0.25 * 4.0) / 1.25)
+    assert masked_mean(features, torch.zeros(1, 4, 4)).item() == pytest.approx(2.5)
+    assert masked_mean(features).item() == pytest.approx(2.5)
+
+
+def test_masked_mean_keeps_one_pixel_of_a_large_picture() -> None:
+    features = torch.arange(100.0).view(1, 1, 10, 10)
+    mask = torch.zeros(1, 320, 320)
+    mask[0, 5, 319] = 1
+    assert masked_mean(features, mask).item() == pytest.approx(9.0)
+
+
+def test_fingerprint_tells_weights_and_labels_apart() -> None:
+    weights = torch.randn(1000)
+    name = weights_fingerprint("a-1", [weights])
+    assert name.startswith("a-1-")
+    assert weights_fingerprint("a-1", [weights.clone()]) == name
+    assert weights_fingerprint("a-1", [weights * 1.001]) != name
+    assert weights_fingerprint("a-2", [weights])[-16:] != name[-16:]
+    assert weights_fingerprint("a-1", [weights.half()]) != name
+
+
+def test_build_encoder_dispatches() -> None:
+    assert isinstance(build_encoder(ModelConfig(encoder="tiny")), TinyEncoder)
+    with pytest.raises(ConfigError, match="no encoder 'larg'; did you mean 'large'"):
+        build_encoder(ModelConfig(encoder="larg"))  # type: ignore[arg-type]
+
+
+def test_build_encoder_imports_only_what_is_asked_for() -> None:
+    code = (
+        "import sys; from dpseg.config import ModelConfig; from dpseg.model.build import build_encoder; "
+        "build_encoder(ModelConfig(encoder='tiny')); print([m for m in ('open_clip', 'timm') if m in sys.modules])"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
