@@ -1,0 +1,1 @@
+"""Training: photos and masks -> a model. Reading order: corpus, regions, sampler, prompt_tables, losses, loop."""

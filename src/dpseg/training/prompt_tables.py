@@ -1,0 +1,95 @@
+"""The prompts of a training step: T and V of all names, and for each crop the rows of its categories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpseg.config import TrainConfig
+from dpseg.model.encoders import Encoder
+from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.training.regions import Regions
+from dpseg.training.sampler import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTables:
+    """Prompts of all N names.
+
+    Attributes:
+        text: T, (N, M, D) unit vectors, with gradient where the encoder's projection is trained.
+        visual: V, (N, 1, D) unit vectors; zero where a name has no region.
+        stages: GAP(V_j): three tensors (N, 1, D_j).
+        has_visual: (N,) bool.
+    """
+
+    text: Tensor
+    visual: Tensor
+    stages: tuple[Tensor, Tensor, Tensor]
+    has_visual: Tensor
+
+
+class PromptSource:
+    """Makes prompt tables from features that were encoded once."""
+
+    def __init__(self, text_features: Tensor, regions: Regions, config: TrainConfig) -> None:
+        """Sorts the regions by name.
+
+        Args:
+            text_features: (N, M, F_t).
+            regions: of the training photos.
+            config: the recipe.
+        """
+        self.text_features = text_features
+        self.regions = regions
+        self.config = config
+        count = len(text_features)
+        self.by_name = [(regions.names == name).nonzero()[:, 0] for name in range(count)]
+
+    def tables(self, encoder: Encoder, photos: list[int], random: torch.Generator) -> PromptTables:
+        """Encodes all names, their pictures drawn from photos that are not in the batch.
+
+        Args:
+            encoder: whose projections.
+            photos: the batch's photos.
+            random: of the draw.
+        """
+        forbidden = torch.tensor(photos)
+        rows, owners = [], []
+        for name, mine in enumerate(self.by_name):
+            mine = mine[~torch.isin(self.regions.photos[mine], forbidden)]
+            if len(mine):
+                some = int(torch.randint(1, self.config.references + 1, (), generator=random))
+                chosen = mine[torch.randperm(len(mine), generator=random)[:some]]
+                rows.append(chosen)
+                owners += [name] * len(chosen)
+        text = F.normalize(encoder.project_text(self.text_features), dim=-1)  # T
+        row, owner = torch.cat(rows), torch.tensor(owners)
+        visual = self._average(encoder.project_visual(self.regions.dense[row]), owner)  # V
+        s2, s3, s4 = (self._average(stage[row], owner) for stage in self.regions.stages)  # GAP(V_j)
+        has_visual = torch.zeros(len(self.by_name), dtype=torch.bool)
+        has_visual[owner] = True
+        return PromptTables(text, visual, (s2, s3, s4), has_visual)
+
+    def _average(self, rows: Tensor, owner: Tensor) -> Tensor:
+        """Averages unit vectors by name: (R, D) -> (N, 1, D)."""
+        sums = rows.new_zeros(len(self.by_name), rows.shape[-1])
+        return F.normalize(sums.index_add(0, owner, F.normalize(rows, dim=-1)), dim=-1)[:, None]
+
+    def select(self, tables: PromptTables, batch: Batch, random: torch.Generator) -> PromptEmbeddings:
+        """Returns the prompts of each crop's K categories: text alone, pictures alone or both, at random."""
+        size, count = batch.classes.shape
+        mix = torch.tensor(self.config.prompt_mix)
+        kind = torch.multinomial(mix, size, replacement=True, generator=random)[:, None].expand(size, count)
+        each = torch.multinomial(mix, size * count, replacement=True, generator=random).view(size, count)
+        mixed = torch.rand(size, 1, generator=random) < self.config.mixed_prompts
+        kind = torch.where(mixed, each, kind)
+        has_visual = (kind != 0) & tables.has_visual[batch.classes]
+        has_text = (kind != 1) | ~has_visual
+        text = tables.text[batch.classes] * has_text[..., None, None]
+        keep = has_visual[..., None, None]
+        s2, s3, s4 = (stage[batch.classes] * keep for stage in tables.stages)
+        return PromptEmbeddings(text, tables.visual[batch.classes] * keep, (s2, s3, s4), has_text, has_visual)

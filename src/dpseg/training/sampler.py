@@ -1,0 +1,178 @@
+"""Random training crops: scale jitter, flip, colour jitter, pasted objects, and the categories to decode."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dpseg.config import TrainConfig
+from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
+
+LABEL_STRIDE = 4
+"""Labels of a crop are kept at every so many pixels: the decoder is no finer."""
+
+TOO_NEAR = 0.6
+"""Names with a larger cosine may be synonyms, and are not used as each other's negatives across data sets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Training crops.
+
+    Attributes:
+        images: (B, 3, S, S), RGB in [0, 1].
+        labels: (B, S / 4, S / 4) indices of names, `IGNORE` or `NONE`.
+        classes: (B, K) indices of the names to decode.
+        own: (B, K) bool: the name belongs to the photo's vocabulary, so that `NONE` pixels are its negatives.
+        photos: indices of the photos.
+        sources: indices of their data sets.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: Tensor
+    own: Tensor
+    photos: list[int]
+    sources: list[int]
+
+
+class Sampler:
+    """Draws batches; the same seed and step give the same batch, whatever came before."""
+
+    def __init__(self, corpus: Corpus, name_features: Tensor, config: TrainConfig) -> None:
+        """Sorts the photos.
+
+        Args:
+            corpus: what to draw from.
+            name_features: (N, F_t) unit text features of the names, to keep synonyms apart.
+            config: the recipe.
+        """
+        self.corpus = corpus
+        self.config = config
+        self.by_source: list[list[int]] = [[] for _ in corpus.vocabularies]
+        for index, photo in enumerate(corpus.photos):
+            self.by_source[photo.source].append(index)
+        self.near = name_features @ name_features.T > TOO_NEAR
+
+    def draw(self, step: int) -> Batch:
+        """Returns the batch of a step."""
+        random = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        weights = torch.tensor(self.corpus.weights)
+        sources = torch.multinomial(weights, self.config.batch_size, replacement=True, generator=random).tolist()
+        photos = [self.by_source[source][_randint(len(self.by_source[source]), random)] for source in sources]
+        crops = [self._crop(self.corpus.photos[photo], random) for photo in photos]
+        images, labels = torch.stack([c[0] for c in crops]), torch.stack([c[1] for c in crops])
+        picked = [self._pick_classes(one, source, random) for one, source in zip(labels, sources, strict=True)]
+        return Batch(
+            images, labels, torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked]), photos, sources
+        )
+
+    def _crop(self, photo: LabelledPhoto, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        config = self.config
+        image, labels = self._cut(photo, random)
+        for _ in range(2):
+            if _uniform(random) < config.paste:
+                self._paste(image, labels, random)
+        if _uniform(random) < 0.5:
+            image, labels = image.flip(-1), labels.flip(-1)
+        offset = LABEL_STRIDE // 2
+        return _jitter(image, config.colour_jitter, random), labels[offset::LABEL_STRIDE, offset::LABEL_STRIDE].long()
+
+    def _cut(self, photo: LabelledPhoto, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cuts a square of random size out of the photo, and resizes it to the crop."""
+        config = self.config
+        height, width = photo.labels.shape
+        low, high = (math.log(value) for value in config.scale)
+        factor = math.exp(low + (high - low) * _uniform(random)) * config.photo_size / min(height, width)
+        side = max(16, round(config.crop / factor))
+        top = round((height - side) * _uniform(random))
+        left = round((width - side) * _uniform(random))
+        box = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
+        image = photo.image[:, box[0], box[1]].float().div_(255)
+        labels = photo.labels[box[0], box[1]]
+        pad_top, pad_left = max(-top, 0), max(-left, 0)
+        pad = (pad_left, side - labels.shape[1] - pad_left, pad_top, side - labels.shape[0] - pad_top)
+        if any(pad):
+            image, labels = F.pad(image, pad, value=0.5), F.pad(labels, pad, value=IGNORE)
+        return _resize(image, config.crop), _resize_labels(labels, config.crop)
+
+    def _paste(self, image: Tensor, labels: Tensor, random: torch.Generator) -> None:
+        """Pastes an object of another photo (Ghiasi et al., Simple Copy-Paste, CVPR 2021), in place."""
+        donor = self.corpus.photos[_randint(len(self.corpus.photos), random)]
+        present = [value for value in donor.labels.unique().tolist() if value >= 0]
+        if not present:
+            return
+        name = present[_randint(len(present), random)]
+        mask = donor.labels == name
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        if mask.float().mean() > 0.5 or min(bottom - top, right - left) < 16:
+            return  # a whole scene, or a crumb
+        crop = image.shape[-1]
+        factor = crop * (0.2 + 0.5 * _uniform(random)) / max(bottom - top, right - left)
+        size = max(8, round((bottom - top) * factor)), max(8, round((right - left) * factor))
+        y, x = _randint(crop - size[0] + 1, random), _randint(crop - size[1] + 1, random)
+        piece = donor.image[:, top:bottom, left:right].float().div_(255)
+        piece = F.interpolate(piece[None], size, mode="bilinear", antialias=True)[0]
+        cover = F.interpolate(mask[None, None, top:bottom, left:right].float(), size, mode="bilinear", antialias=True)[0]
+        target = image[:, y : y + size[0], x : x + size[1]]
+        target.copy_(torch.lerp(target, piece, cover))
+        labels[y : y + size[0], x : x + size[1]][cover[0] > 0.5] = name
+
+    def _pick_classes(self, labels: Tensor, source: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Picks K names: those in the crop, then others of its vocabulary, then any that are no synonyms."""
+        count = self.config.classes
+        present = labels.unique()
+        present = present[present >= 0]
+        own = torch.tensor(self.corpus.vocabularies[source])
+        rest = own[~torch.isin(own, present)]
+        rest = rest[torch.randperm(len(rest), generator=random)]
+        allowed = ~self.near[present].any(0) if len(present) else torch.ones(len(self.near), dtype=torch.bool)
+        allowed[own] = False
+        allowed[present] = False
+        others = allowed.nonzero()[:, 0]
+        others = others[torch.randperm(len(others), generator=random)]
+        few = min(len(rest), max(count - len(present) - count // 4, 0))  # a quarter comes from other vocabularies
+        picked = torch.cat([present, rest[:few], others, rest[few:]])[:count]
+        return picked, torch.isin(picked, own)
+
+
+def _uniform(random: torch.Generator) -> float:
+    return float(torch.rand((), generator=random))
+
+
+def _randint(limit: int, random: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=random))
+
+
+def _resize(image: Tensor, side: int) -> Tensor:
+    return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
+
+
+def _resize_labels(labels: Tensor, side: int) -> Tensor:
+    rows = ((torch.arange(side) + 0.5) * labels.shape[0] / side).long()
+    columns = ((torch.arange(side) + 0.5) * labels.shape[1] / side).long()
+    return labels[rows][:, columns]
+
+
+def _jitter(image: Tensor, strength: float, random: torch.Generator) -> Tensor:
+    """Changes brightness, contrast and saturation, each with probability one half (SSD, Liu et al., ECCV 2016)."""
+    for kind in ("brightness", "contrast", "saturation"):
+        if _uniform(random) < 0.5:
+            continue
+        factor = 1 + strength * (2 * _uniform(random) - 1)
+        match kind:
+            case "brightness":
+                image = image * factor
+            case "contrast":
+                image = torch.lerp(image.mean(), image, factor)
+            case _:
+                image = torch.lerp(image.mean(dim=0, keepdim=True), image, factor)
+    return image.clamp(0, 1)
+
+
+__all__ = ["IGNORE", "LABEL_STRIDE", "NONE", "Batch", "Sampler"]
