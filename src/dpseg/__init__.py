@@ -12,7 +12,7 @@ Read the source in the order in which a picture flows:
 5. `refine`: what Inference I found becomes the prompts of Inference II.
 6. `result`, `draw`: logits -> a `Segmentation`, drawn and saved.
 7. `segmenter`: `Segmenter`, which does all of this in one call.
-8. `data`, `training`, `evaluation`, `serving`, `cli`: what is built on it.
+8. `data`, `training`, `evaluation`, `commands`, `cli`: what is built on it.
 
 Names are loaded when they are first used, so `import dpseg` itself is instant and does not load torch.
 """

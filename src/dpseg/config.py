@@ -70,14 +70,14 @@ class ModelConfig(Loadable):
         templates: M, prompts a category, 1 to 80.
         fusion: how T and V meet: averaged as embeddings (the paper), one of them alone, or as two cost volumes that are
             averaged or concatenated (ablations).
-        guidance: which visual cost volumes guide the decoder: F_v^{2,3,4} (the paper), F_v^2 alone, none, or an upsampled
-            F_c in their place (ablations).
+        guidance: which visual cost volumes guide the decoder: F_v^{2,3,4} (the paper), F_v^2 alone, none, or an
+            upsampled F_c in their place (ablations).
         widths: channels of a category's embedding: at the cost volume, then after each decoder stage.
         image_widths: channels to which E_4, E_3, E_2 are projected, one a stage.
         heads: heads of the attention across categories.
         train_pool: side of the average pooling before that attention in training; testing uses 1 (SED).
-        logit_scale: when above 0, the decoder's output is added to `logit_scale * cos(E, R)`, and its last layer starts at
-            zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
+        logit_scale: when above 0, the decoder's output is added to `logit_scale * cos(E, R)`, and its last layer starts
+            at zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
         decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
@@ -181,6 +181,10 @@ class TrainConfig(Loadable):
         references: pictures averaged for a visual prompt: 1 to this many, at random.
         prompt_mix: probabilities of prompting with text alone, with pictures alone, and with both.
         mixed_prompts: probability that a photo's classes differ in that.
+        refined: probability of prompting a photo as Inference II does, with objects of that very photo.
+        refined_from: step from which on that happens; before, Inference I would find nothing of use.
+        false_finds: probability that a class which the photo lacks is then prompted with one of the photo's objects, as
+            after a wrong Inference I; a class that it has is overlooked twice as often.
         lr: AdamW's peak learning rate, of the decoder.
         projection_lr: factor for the maps into the joint space.
         encoder_lr: factor for the fine-tuned part of the image encoder.
@@ -215,6 +219,9 @@ class TrainConfig(Loadable):
     references: int = 3
     prompt_mix: tuple[float, float, float] = (0.3, 0.3, 0.4)
     mixed_prompts: float = 0.2
+    refined: float = 0.0
+    refined_from: int = 0
+    false_finds: float = 0.1
     lr: float = 2e-3
     projection_lr: float = 0.2
     encoder_lr: float = 0.05
@@ -243,7 +250,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {str(path)!r} ({error.strerror}); give a file such as configs/lite.yaml") from error
+        raise ConfigError(
+            f"cannot read the recipe {str(path)!r} ({error.strerror}); give a file such as configs/lite.yaml"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -139,7 +139,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _merge_repeated(lines: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Makes one class of lines with the same name, as label tools export them: the names, and the class of each line."""
+    """Makes one class of lines with one name, as label tools export them: the names, and the class of each line."""
     first: dict[str, int] = {}
     class_of_line = [first.setdefault(line.lower(), len(first)) for line in lines]
     names = [lines[class_of_line.index(number)] for number in range(len(first))]

@@ -24,11 +24,12 @@ class HybridDilatedBlock(nn.Module):
         self.project = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Refines (N, C, H, W)."""
         y = x
         for conv in self.convs:
             y = F.relu(conv(y))
         y = self.project(F.relu(self.expand(self.norm(y))))
-        return x + y
+        return torch.add(x, y)
 
 
 class ClassAttention(nn.Module):
@@ -61,7 +62,7 @@ class ClassAttention(nn.Module):
         pooled = tokens.view(batch, -1, count, width).permute(0, 2, 3, 1).reshape(batch * count, width, *small)
         if pool > 1:
             pooled = F.interpolate(pooled, (height, side), mode="bilinear", align_corners=True)
-        return (flat + pooled).view(x.shape)
+        return torch.add(flat, pooled).view(x.shape)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         size, count, width = tokens.shape

@@ -1,7 +1,7 @@
 """Cost-volume-guided decoder (CVGD): cost volume (B, K, M, H, W) -> one logit a category and position.
 
-Each stage refines every category's embedding, exchanges between categories, raises the resolution to that of the next finer
-image features E_j, and is guided there by E_j and by a visual cost volume F_v^j computed at that very scale.
+Each stage refines every category's embedding, exchanges between categories, raises the resolution to that of the next
+finer image features E_j, and is guided there by E_j and by a visual cost volume F_v^j computed at that very scale.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Cost-volume-guided decoder. Knows nothing of the vocabulary: equivariant to the order of categories, for any K."""
+    """Cost-volume-guided decoder; equivariant to the order of categories, for any K."""
 
     def __init__(self, config: ModelConfig, encoder: EncoderShape) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""DPSeg: the paper's main figure, readable top to bottom.
+r"""DPSeg: the paper's main figure, readable top to bottom.
 
-image   -> encoder -> E_2, E_3, E_4 and E          words    -> T  \\
+image   -> encoder -> E_2, E_3, E_4 and E          words    -> T  \
                                                     pictures -> V, V_j  -> PromptEmbeddings
 F_c   = cosine(E, R),  R = Avg(T + V)              dual-prompt cost volume
 F_v^j = cosine(E_j, GAP(V_j)),  j = 4, 3, 2        visual cost volumes, one a scale
@@ -73,6 +73,7 @@ class DPSeg(HubModel):
         return logits
 
     def packaged(self) -> tuple[str, ...]:
+        """See `HubModel.packaged`: the encoder knows them."""
         return tuple(f"encoder.{prefix}" for prefix in self.encoder.packaged)
 
     def _decode(self, cost: Tensor, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
@@ -92,8 +93,8 @@ class DPSeg(HubModel):
 class Baseline(nn.Module):
     """The plain cosine as logits (ours): `scale * cosine + bias`, what a model with `logit_scale` starts from.
 
-    Cosines with text, with pictures and with both lie in different ranges (the modality gap, Liang et al., NeurIPS 2022),
-    so each of the three cases has a scale and a bias of its own; classes of all three kinds compete in one picture.
+    Cosines with text, with pictures and with both lie in different ranges (the modality gap, Liang et al., NeurIPS
+    2022), so each of the three cases has a scale and a bias of its own; classes of all kinds compete in one picture.
     """
 
     def __init__(self, scale: float) -> None:

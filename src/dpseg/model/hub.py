@@ -64,7 +64,7 @@ class HubModel(
         save_file(self.saved_state(), save_directory / WEIGHTS_FILE)
 
     @classmethod
-    def _from_pretrained(
+    def _from_pretrained(  # type: ignore[override]  # the mixin passes what it read from config.json
         cls,
         *,
         model_id: str,

@@ -1,9 +1,9 @@
 """The encoder of dpseg-lite: EfficientNet-Lite0 and MiniLM, both from registry packages, in one joint space.
 
-It is ImageNet-supervised with text regression, not CLIP. The joint space is that of the classifier's 1280 features, less
-their mean. A text gets there by kernel ridge regression from its MiniLM embedding to the classifier's weight vectors, on
-the 1000 pairs (ImageNet name, weight vector); a picture gets there by itself. What training adds starts at zero, so that an
-untrained encoder is exactly this.
+It is ImageNet-supervised with text regression, not CLIP. The joint space is that of the classifier's 1280 features,
+less their mean. A text gets there by kernel ridge regression from its MiniLM embedding to the classifier's weight
+vectors, on the 1000 pairs (ImageNet name, weight vector); a picture gets there by itself. What training adds starts at
+zero, so that an untrained encoder is exactly this.
 """
 
 from __future__ import annotations
@@ -42,28 +42,34 @@ class TextMap(nn.Module):
     """
 
     support: Tensor
+    vectors: Tensor
     coefficients: Tensor
     local_support: Tensor
 
-    def __init__(self, local_names: int) -> None:
-        """Makes room for a residual on so many names; `local_support` is set by whoever trains it."""
-        super().__init__()
-        size = lite0.EMBED_DIM
-        self.register_buffer("support", torch.zeros(lite0.NUM_CLASSES, FEATURES))
-        self.register_buffer("coefficients", torch.zeros(lite0.NUM_CLASSES, size))
-        self.register_buffer("local_support", torch.zeros(local_names, FEATURES))
-        self.local_coefficients = nn.Parameter(torch.zeros(local_names, size))
-
-    def fit(self, names: Tensor, vectors: Tensor) -> None:
-        """Solves the kernel ridge regression.
+    def __init__(self, vectors: Tensor, local_names: int) -> None:
+        """Makes room for the names.
 
         Args:
-            names: (1000, 384) unit text features of ImageNet's names.
-            vectors: (1000, 1280) weight vectors of its classes.
+            vectors: (1000, 1280) weight vectors of ImageNet's classes; they come from the package and are not saved.
+            local_names: names on which the residual stands; whoever trains it sets `local_support`.
         """
-        gram = _kernel(names, names, KERNEL_GAMMA) + RIDGE * torch.eye(len(names))
+        super().__init__()
+        self.register_buffer("support", torch.zeros(len(vectors), FEATURES))
+        self.register_buffer("vectors", vectors - vectors.mean(dim=0), persistent=False)
+        self.register_buffer("coefficients", torch.zeros_like(vectors), persistent=False)
+        self.register_buffer("local_support", torch.zeros(local_names, FEATURES))
+        self.local_coefficients = nn.Parameter(torch.zeros(local_names, vectors.shape[1]))
+        self.register_load_state_dict_post_hook(_solve_after_loading)  # type: ignore[no-untyped-call]
+
+    def fit(self, names: Tensor) -> None:
+        """Solves the kernel ridge regression on (1000, 384) unit text features of ImageNet's names.
+
+        A saved model holds these features alone; the coefficients are solved for again when it is loaded.
+        """
         self.support.copy_(names)
-        self.coefficients.copy_(torch.linalg.solve(gram, vectors - vectors.mean(dim=0)))
+        gram = _kernel(self.support, self.support, KERNEL_GAMMA)
+        gram.diagonal().add_(RIDGE)
+        self.coefficients.copy_(torch.linalg.solve(gram, self.vectors))
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (..., 384) unit text features to (..., 1280)."""
@@ -84,6 +90,7 @@ class LowRankAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., size) to the same."""
         return x + torch.as_tensor(self.up(self.down(x)))
 
 
@@ -106,7 +113,7 @@ class LiteEncoder(nn.Module):
         self.stage_dims = lite0.STAGE_DIMS
         self.strides = (4, 8, 16, 16)
         self.crop_size = 224
-        self.packaged = ("early.", "late.")
+        self.packaged: tuple[str, ...] = ("early.", "late.")
         weights = lite0.load_weights()
         self.early = lite0.Lite0Early()
         self.early.load_state_dict(weights.early)
@@ -119,7 +126,7 @@ class LiteEncoder(nn.Module):
             self.tuned.load_state_dict(weights.late)
         self.register_buffer("centre", torch.zeros(lite0.EMBED_DIM))
         self.adapter = LowRankAdapter(lite0.EMBED_DIM, ADAPTER_RANK)
-        self.text_map = TextMap(config.text_names)
+        self.text_map = TextMap(weights.classifier, config.text_names)
 
     @cached_property
     def _minilm(self) -> MiniLM:
@@ -165,6 +172,11 @@ class LiteEncoder(nn.Module):
         """Returns (the fine-tuned last stages, adapter and text residual)."""
         tuned = [] if self.tuned is None else list(self.tuned.parameters())
         return tuned, [*self.adapter.parameters(), *self.text_map.parameters()]
+
+
+def _solve_after_loading(module: nn.Module, _keys: object) -> None:
+    assert isinstance(module, TextMap)
+    module.fit(module.support.clone())
 
 
 def _kernel(a: Tensor, b: Tensor, gamma: float) -> Tensor:

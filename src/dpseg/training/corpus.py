@@ -93,7 +93,9 @@ def load_corpus(config: TrainConfig) -> Corpus:
 
 def _check_held_out(config: TrainConfig) -> None:
     everything = {
-        name for entry in config.data for name in FolderDataset(Path(config.data_root) / entry.name, "train").class_names
+        name
+        for entry in config.data
+        for name in FolderDataset(Path(config.data_root) / entry.name, "train").class_names
     }
     for name in config.hold_out:
         if name not in everything:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dpseg.config import TrainConfig
 from dpseg.errors import DataError, MissingExtraError
-from dpseg.model.efficientnet_lite0 import load_weights
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.text import templates
@@ -41,15 +40,9 @@ def fit_encoder(encoder: LiteEncoder, local_features: Tensor, regions: Regions) 
     """
     sentence = templates(1)[0]
     names = encoder.text_features([sentence.format(name) for name in imagenet_names()])
-    encoder.text_map.fit(names, load_weights().classifier)
+    encoder.text_map.fit(names)
     encoder.text_map.local_support.copy_(local_features)
     encoder.centre.copy_(regions.dense.mean(dim=0))
-
-
-def class_vectors() -> Tensor:
-    """Returns the classifier's centred weight vectors, (1000, 1280)."""
-    vectors = load_weights().classifier
-    return vectors - vectors.mean(dim=0)
 
 
 def build_bank(encoder: LiteEncoder, corpus: Corpus, regions: Regions, config: TrainConfig) -> Bank:
@@ -84,8 +77,6 @@ def build_bank(encoder: LiteEncoder, corpus: Corpus, regions: Regions, config: T
     return Bank(tuple(names), text, dense, (s2, s3, s4), encoder.fingerprint)
 
 
-def _mean(
-    dense: Tensor, stages: tuple[Tensor, Tensor, Tensor], rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _mean(dense: Tensor, stages: tuple[Tensor, Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     s2, s3, s4 = (stage[rows].mean(dim=0) for stage in stages)
     return dense[rows].mean(dim=0) if len(dense) != len(rows) else dense.mean(dim=0), s2, s3, s4

@@ -25,10 +25,12 @@ from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.text import parse_class, templates
 from dpseg.training import losses
 from dpseg.training.corpus import Corpus, load_corpus
-from dpseg.training.lite_setup import class_vectors, fit_encoder
+from dpseg.training.lite_setup import fit_encoder
 from dpseg.training.prompt_tables import PromptSource
 from dpseg.training.regions import Regions, encode_regions
 from dpseg.training.sampler import LABEL_STRIDE, Batch, Sampler
+
+CHECKPOINT = "checkpoint.pt"
 
 Log = Callable[[str], None]
 
@@ -91,20 +93,21 @@ def _text_features(encode: Callable[[list[str]], Tensor], corpus: Corpus, count:
     return torch.stack(rows)
 
 
-def step_loss(setup: Setup, batch: Batch, step: int, vectors: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+def step_loss(setup: Setup, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
     """Returns the loss of a batch and its parts.
 
     Args:
         setup: the run.
         batch: training crops.
         step: seeds the choice of prompts.
-        vectors: class vectors for the retention loss; None: without it.
     """
     config, model = setup.config, setup.model
     random = torch.Generator().manual_seed(config.seed * 7_919 + step)
     tables = setup.prompts.tables(model.encoder, batch.photos, random)
     pyramid = model.encode(batch.images)
-    logits = model.decode(pyramid, setup.prompts.select(tables, batch, random))
+    logits = model.decode(
+        pyramid, setup.prompts.select(tables, batch, model.encoder, random, step >= config.refined_from)
+    )
     logits = F.interpolate(logits, batch.labels.shape[-2:], mode="bilinear", align_corners=False)
     target = losses.to_local(batch.labels, batch.classes)
     weights = losses.class_weights(batch.labels, config.class_balance)
@@ -120,10 +123,10 @@ def step_loss(setup: Setup, batch: Batch, step: int, vectors: Tensor | None) -> 
             row[list(setup.corpus.vocabularies[source])] = True
         coarse_weights = losses.class_weights(coarse, config.class_balance)
         parts["aux"] = config.auxiliary * losses.auxiliary_loss(pyramid.dense, tables, allowed, coarse, coarse_weights)
-    if vectors is not None and isinstance(model.encoder, LiteEncoder):
+    if config.retention > 0 and isinstance(model.encoder, LiteEncoder):
         with torch.no_grad():
             frozen = model.encoder.late(pyramid.stages[2]) - model.encoder.centre[:, None, None]
-        parts["keep"] = config.retention * losses.retention_loss(pyramid.dense, frozen, vectors)
+        parts["keep"] = config.retention * losses.retention_loss(pyramid.dense, frozen, model.encoder.text_map.vectors)
     return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
 
 
@@ -142,7 +145,7 @@ def build_optimizer(model: DPSeg, config: TrainConfig) -> tuple[AdamW, LambdaLR]
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, config.warmup))
-        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.iterations)))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, config.iterations))))
 
     return optimizer, LambdaLR(optimizer, factor)
 
@@ -162,20 +165,19 @@ def train(setup: Setup, resume: bool, log: Log) -> DPSeg:
     config, model = setup.config, setup.model
     optimizer, schedule = build_optimizer(model, config)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema > 0 else None
-    checkpoint = Path(config.out) / "checkpoint.pt"
+    checkpoint = Path(config.out) / CHECKPOINT
     first = 0
     if resume and checkpoint.is_file():
         first = _restore(checkpoint, setup, optimizer, schedule, average)
         log(f"resumed at step {first}")
-    vectors = class_vectors() if config.retention > 0 and isinstance(model.encoder, LiteEncoder) else None
     model.train()
     started = saved = time.monotonic()
     for step in range(first, config.iterations):
-        loss, parts = step_loss(setup, setup.sampler.draw(step), step, vectors)
+        loss, parts = step_loss(setup, setup.sampler.draw(step), step)
         if not torch.isfinite(loss):
-            raise ConfigError(f"the loss is {float(loss)} at step {step}; lower lr, then resume with --resume")
+            raise ConfigError(f"the loss is {float(loss.detach())} at step {step}; lower lr, then resume with --resume")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.clip_norm)
         optimizer.step()
         schedule.step()
@@ -197,8 +199,8 @@ def _report(
 ) -> None:
     pace = (time.monotonic() - started) / (step - first)
     details = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
-    left = pace * (config.iterations - step) / 60
-    log(f"step {step}/{config.iterations} loss {float(loss):.3f} ({details}) {pace:.2f} s/step, {left:.0f} min left")
+    left = f"{pace:.2f} s/step, {pace * (config.iterations - step) / 60:.0f} min left"
+    log(f"step {step}/{config.iterations} loss {float(loss.detach()):.3f} ({details}) {left}")
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
@@ -228,9 +230,7 @@ def _save(
     write_atomically(path, buffer.getvalue())
 
 
-def _restore(
-    path: Path, setup: Setup, optimizer: AdamW, schedule: LambdaLR, average: AveragedModel | None
-) -> int:
+def _restore(path: Path, setup: Setup, optimizer: AdamW, schedule: LambdaLR, average: AveragedModel | None) -> int:
     state = torch.load(path, weights_only=True)
     if state["config"] != json.dumps(asdict(setup.config), sort_keys=True):
         raise ConfigError(f"{path} was written by another recipe; give another out:, or delete it to start again")

@@ -48,6 +48,9 @@ class PromptSource:
         self.config = config
         count = len(text_features)
         self.by_name = [(regions.names == name).nonzero()[:, 0] for name in range(count)]
+        self.by_photo: dict[int, list[int]] = {}
+        for row, photo in enumerate(regions.photos.tolist()):
+            self.by_photo.setdefault(photo, []).append(row)
 
     def tables(self, encoder: Encoder, photos: list[int], random: torch.Generator) -> PromptTables:
         """Encodes all names, their pictures drawn from photos that are not in the batch.
@@ -79,8 +82,13 @@ class PromptSource:
         sums = rows.new_zeros(len(self.by_name), rows.shape[-1])
         return F.normalize(sums.index_add(0, owner, F.normalize(rows, dim=-1)), dim=-1)[:, None]
 
-    def select(self, tables: PromptTables, batch: Batch, random: torch.Generator) -> PromptEmbeddings:
-        """Returns the prompts of each crop's K categories: text alone, pictures alone or both, at random."""
+    def select(
+        self, tables: PromptTables, batch: Batch, encoder: Encoder, random: torch.Generator, refined: bool
+    ) -> PromptEmbeddings:
+        """Returns the prompts of each crop's K categories: text alone, pictures alone or both, at random.
+
+        With `refined`, some photos are prompted as in Inference II.
+        """
         size, count = batch.classes.shape
         mix = torch.tensor(self.config.prompt_mix)
         kind = torch.multinomial(mix, size, replacement=True, generator=random)[:, None].expand(size, count)
@@ -92,4 +100,40 @@ class PromptSource:
         text = tables.text[batch.classes] * has_text[..., None, None]
         keep = has_visual[..., None, None]
         s2, s3, s4 = (stage[batch.classes] * keep for stage in tables.stages)
-        return PromptEmbeddings(text, tables.visual[batch.classes] * keep, (s2, s3, s4), has_text, has_visual)
+        prompts = PromptEmbeddings(text, tables.visual[batch.classes] * keep, (s2, s3, s4), has_text, has_visual)
+        crops, owners, rows = self._found(batch, random) if refined else ([], [], [])
+        return self._replace(prompts, encoder, crops, owners, rows) if rows else prompts
+
+    def _found(self, batch: Batch, random: torch.Generator) -> tuple[list[int], list[int], list[int]]:
+        """Plays Inference I: crops, positions in their K categories, and the region that each is prompted with."""
+        crops: list[int] = []
+        owners: list[int] = []
+        rows: list[int] = []
+        chances = torch.rand(len(batch.photos), 1 + batch.classes.shape[1], generator=random)
+        for crop, (photo, chance) in enumerate(zip(batch.photos, chances.tolist(), strict=True)):
+            mine = self.by_photo.get(photo, [])
+            if chance[0] >= self.config.refined or not mine:
+                continue
+            by_name = {int(self.regions.names[row]): row for row in mine}
+            for position, name in enumerate(batch.classes[crop].tolist()):
+                right = name in by_name
+                if chance[1 + position] < (1 - 2 * self.config.false_finds if right else self.config.false_finds):
+                    pick = int(torch.randint(len(mine), (), generator=random))
+                    crops.append(crop)
+                    owners.append(position)
+                    rows.append(by_name[name] if right else mine[pick])
+        return crops, owners, rows
+
+    def _replace(
+        self, prompts: PromptEmbeddings, encoder: Encoder, crops: list[int], owners: list[int], rows: list[int]
+    ) -> PromptEmbeddings:
+        """Puts V and GAP(V_j) of regions in the place of some categories'."""
+        place = torch.tensor(crops), torch.tensor(owners)
+        features = self.regions.dense[rows], *(stage[rows] for stage in self.regions.stages)
+        new = (encoder.project_visual(features[0]), *features[1:])
+        visual, s2, s3, s4 = (
+            old.index_put(place, F.normalize(value, dim=-1)[:, None])
+            for old, value in zip((prompts.visual, *prompts.stages), new, strict=True)
+        )
+        has_visual = prompts.has_visual.index_put(place, torch.tensor(True))
+        return PromptEmbeddings(prompts.text, visual, (s2, s3, s4), prompts.has_text, has_visual)

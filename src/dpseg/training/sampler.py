@@ -118,7 +118,9 @@ class Sampler:
         y, x = _randint(crop - size[0] + 1, random), _randint(crop - size[1] + 1, random)
         piece = donor.image[:, top:bottom, left:right].float().div_(255)
         piece = F.interpolate(piece[None], size, mode="bilinear", antialias=True)[0]
-        cover = F.interpolate(mask[None, None, top:bottom, left:right].float(), size, mode="bilinear", antialias=True)[0]
+        cover = F.interpolate(mask[None, None, top:bottom, left:right].float(), size, mode="bilinear", antialias=True)[
+            0
+        ]
         target = image[:, y : y + size[0], x : x + size[1]]
         target.copy_(torch.lerp(target, piece, cover))
         labels[y : y + size[0], x : x + size[1]][cover[0] > 0.5] = name

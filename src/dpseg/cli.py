@@ -1,0 +1,220 @@
+"""The command line. It reads the options; torch and the model are loaded by the commands that need them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dpseg import __version__
+from dpseg.commands import options
+from dpseg.errors import ConfigError, DPSegError
+
+DEFAULT_BACKGROUND = 0.5
+"""The threshold of `--background auto`: below it the model holds a class for less likely than not."""
+
+OUR_MISTAKE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+"""Exit statuses."""
+
+app = typer.Typer(
+    name="dpseg",
+    help="Name every pixel of a photo from words and reference pictures.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _app(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Has the options that go with every command; `run` looks for --debug itself."""
+
+
+@app.command()
+def predict(
+    photos: options.Photos,
+    text: options.Text = None,
+    ref: options.References = None,
+    vocabulary: options.Vocabularies = None,
+    prompts: options.Prompts = None,
+    save_prompts: options.SavePrompts = None,
+    bank: options.Bank = True,
+    background: options.Background = None,
+    out: options.Out = Path("out"),
+    formats: options.Formats = "png,json,overlay",
+    model: options.Model = "dpseg-lite",
+    refine: options.Refine = True,
+    device: options.Device = None,
+    batch_size: options.BatchSize = None,
+    size: options.Size = None,
+) -> None:
+    """Segment photos: print what is found, write labels and overlays."""
+    from dpseg.commands.predict import PredictOptions
+    from dpseg.commands.predict import predict as run_predict
+
+    asked = PredictOptions(
+        photos=tuple(photos),
+        text=tuple(text or ()),
+        references=tuple(ref or ()),
+        vocabularies=tuple(vocabulary or ()),
+        prompts=prompts,
+        save_prompts=save_prompts,
+        out=out,
+        formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
+        model=model,
+        refine=refine,
+        bank=bank,
+        background=_threshold(background),
+        device=device,
+        batch_size=batch_size,
+        size=size,
+    )
+    raise typer.Exit(run_predict(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Folder with images/, masks/ and classes.txt.")],
+    split: Annotated[str, typer.Option(help="Photos named in SPLIT.txt; all: every photo.")] = "val",
+    prompts: Annotated[
+        str, typer.Option(help="text, bank (text and the model's bank), pictures, both, with commas; or all.")
+    ] = "both",
+    refine: Annotated[str, typer.Option(metavar="off|on|both", help="Inference I, II, or a row for each.")] = "both",
+    names: Annotated[
+        str | None,
+        typer.Option(
+            "--names", "--vocabulary", metavar="NAME|FILE", help="Other words, a line for each line of classes.txt."
+        ),
+    ] = None,
+    ignore_background: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-background/--count-background", help="Where line 0 is background: leave its pixels out, or not."
+        ),
+    ] = True,
+    background: Annotated[
+        float, typer.Option(help="With --count-background: pixels that score below it are background.")
+    ] = DEFAULT_BACKGROUND,
+    references: Annotated[int, typer.Option(help="Reference pictures a class, from photos outside the split.")] = 3,
+    seed: Annotated[int, typer.Option(help="Which reference pictures.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="So many photos only, spread over the split.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="JSON report, classes too.")] = None,
+    model: options.Model = "dpseg-lite",
+    device: options.Device = None,
+    size: options.Size = None,
+) -> None:
+    """Measure a model on labelled photos: print a Markdown table."""
+    from dpseg.commands.evaluate import EvaluateOptions, prompt_kinds, refine_rows
+    from dpseg.commands.evaluate import evaluate as run_evaluate
+    from dpseg.config import EvalConfig
+
+    config = EvalConfig(
+        prompts=prompt_kinds(prompts),
+        refine=refine_rows(refine),
+        references=references,
+        seed=seed,
+        ignore_background=ignore_background,
+        background=background,
+        size=size,
+        limit=limit,
+    )
+    split_or_all = None if split == "all" else split
+    asked = EvaluateOptions(data, config, split=split_or_all, names=names, model=model, device=device, out=out)
+    raise typer.Exit(run_evaluate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Recipe, such as configs/lite.yaml.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, where there is one.")] = True,
+) -> None:
+    """Train a model; any field of the recipe can be changed with --field value."""
+    from dpseg.commands.train import train as run_train
+
+    raise typer.Exit(run_train(config, context.args, resume, Console(highlight=False)))
+
+
+@app.command()
+def info() -> None:
+    """Print versions, models, and what is installed."""
+    from dpseg.commands.info import info as lines
+
+    rows = lines()
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        typer.echo(f"{label:<{width}}  {value}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dpseg {__version__}")
+        raise typer.Exit
+
+
+def _threshold(text: str | None) -> float | None:
+    """Reads the value of --background."""
+    if text is None:
+        return None
+    if text.strip().lower() == "auto":
+        return DEFAULT_BACKGROUND
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"background {text!r} is no threshold; give a number from 0 to 1, or auto ({DEFAULT_BACKGROUND})"
+        )
+    return value
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit status; errors become one line on the standard error.
+
+    Args:
+        arguments: without the program's name.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]
+    # By default oneDNN, under torch, keeps code for 1024 convolutions, among them those of every photo size it met:
+    # over 200 photos that takes some 200 MB more, and saves no time.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    plain = [word for word in arguments[:end] if word != "--debug"] + list(arguments[end:])
+    try:
+        status = int(app(plain or ["--help"], prog_name="dpseg", standalone_mode=False) or 0)
+        return _fail("stopped", INTERRUPTED, debug=False) if status == INTERRUPTED else status
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", INTERRUPTED, debug=False)
+    except BrokenPipeError:  # the reader of a pipe, like `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OUR_MISTAKE
+    except DPSegError as error:
+        return _fail(str(error), USER_MISTAKE, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # an unknown or missing option: click's kind, which typer brings along
+            return _fail(f"{error.format_message().rstrip('.')}; see: dpseg --help", USER_MISTAKE, debug)
+        return _fail(f"{type(error).__name__}: {error}; run with --debug to see where", OUR_MISTAKE, debug)
+
+
+def main() -> None:
+    """The program `dpseg`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _fail(text: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"dpseg: {' '.join(text.split())}", file=sys.stderr)
+    return status

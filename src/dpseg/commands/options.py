@@ -1,0 +1,85 @@
+"""The options of `dpseg predict`, and those that several commands share: their names and their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CLASSES, RESULTS, MODEL = "What to look for", "Results", "Model"
+"""Headings in the help."""
+
+Photos = Annotated[list[str], typer.Argument(help="Files, folders and globs.")]
+Text = Annotated[
+    list[str] | None,
+    typer.Option("--text", "-t", metavar="WORDS", help='cat, or with synonyms "couch, sofa".', rich_help_panel=CLASSES),
+]
+References = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ref",
+        "-r",
+        metavar="NAME=PICTURE",
+        help="A picture of a class; with a mask, NAME=PICTURE:MASK, or a box, NAME=PICTURE:x0,y0,x1,y1. Without --text,"
+        " the classes are those of the pictures.",
+        rich_help_panel=CLASSES,
+    ),
+]
+Vocabularies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vocabulary",
+        "-v",
+        metavar="NAME|FILE",
+        help="coco, ade150, ... or a file, one class a line.",
+        rich_help_panel=CLASSES,
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Classes that --save-prompts kept.", rich_help_panel=CLASSES),
+]
+SavePrompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep the encoded classes for --prompts.", rich_help_panel=CLASSES),
+]
+Bank = Annotated[
+    bool,
+    typer.Option(help="Give words without pictures those of the model's bank.", rich_help_panel=CLASSES),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        metavar="THRESHOLD|auto",
+        help="Pixels that score below it, 0 to 1, get no class: none.",
+        rich_help_panel=CLASSES,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder.", rich_help_panel=RESULTS)]
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--format", "-f", help="png (labels), json, overlay, coco, npz, with commas.", rich_help_panel=RESULTS
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Name, folder of a saved model, or user/model on the Hugging Face hub.",
+        rich_help_panel=MODEL,
+    ),
+]
+Refine = Annotated[bool, typer.Option(help="Look again with crops of what was found.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.", rich_help_panel=MODEL),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Photos at a time. Default: as suits the device.", rich_help_panel=MODEL)
+]
+Size = Annotated[
+    int | None, typer.Option(help="Input size in pixels. Default: the model's own.", rich_help_panel=MODEL)
+]

@@ -1,0 +1,202 @@
+"""`dpseg predict`: photos in, segmentations in a folder and a short list of what was found on the screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+
+from dpseg.commands.places import check_writable, output_places, without_results
+from dpseg.commands.progress import progress
+from dpseg.errors import ConfigError, DPSegError, PromptError, did_you_mean
+from dpseg.images import find_images
+
+if TYPE_CHECKING:
+    from dpseg.prompts.prompt_set import PromptSet
+    from dpseg.result import Segmentation
+    from dpseg.segmenter import Segmenter
+
+ROWS = 12
+"""So many classes of a photo are listed, the largest first."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The options of `dpseg predict`.
+
+    Attributes:
+        photos: files, folders and globs.
+        text: classes, synonyms after commas.
+        references: NAME=PICTURE, NAME=PICTURE:MASK or NAME=PICTURE:x0,y0,x1,y1.
+        vocabularies: names of vocabularies, or files with one class a line.
+        prompts: file of a saved prompt set, in place of the three above.
+        save_prompts: file to which the prompt set is written.
+        out: folder of the results.
+        formats: keys of `dpseg.result.FORMATS`.
+        model: name, folder or hub id.
+        refine: run Inference II.
+        bank: use the model's bank.
+        background: threshold in [0, 1]; None: no pixel is "none".
+        device: None: CUDA where there is a GPU.
+        batch_size: photos at a time; None: as suits the device.
+        size: encoder's input size in pixels; None: the model's own.
+    """
+
+    photos: tuple[str, ...]
+    text: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    vocabularies: tuple[str, ...] = ()
+    prompts: Path | None = None
+    save_prompts: Path | None = None
+    out: Path = Path("out")
+    formats: tuple[str, ...] = ("png", "json", "overlay")
+    model: str = "dpseg-lite"
+    refine: bool = True
+    bank: bool = True
+    background: float | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    size: int | None = None
+
+
+def predict(options: PredictOptions, console: Console, errors: Console) -> int:
+    """Segments the photos, writes the results and prints what was found.
+
+    Args:
+        options: what the user asked for.
+        console: where what was found is printed.
+        errors: where photos that cannot be read are reported.
+
+    Returns:
+        The exit status: 0, or 1 where a photo could not be read.
+
+    Raises:
+        DPSegError: the user's mistake, noticed before the first photo where that is possible.
+    """
+    from dpseg.result import FORMATS
+
+    for name in options.formats:
+        if name not in FORMATS:
+            raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
+    _check_prompts(options)
+    photos = without_results(find_images(options.photos), options.photos, options.out)
+    check_writable(options.out)
+    if options.save_prompts is not None:
+        check_writable(options.save_prompts.parent)
+    with console.status(f"Loading {options.model}") if console.is_terminal else nullcontext():
+        segmenter, prompts = _prepare(options)
+    if options.save_prompts is not None:
+        prompts.save(options.save_prompts)
+    start = time.perf_counter()
+    failed = _run(segmenter, prompts, photos, options, console, errors)
+    _summary(photos, failed, time.perf_counter() - start, options, console, errors)
+    return 1 if failed else 0
+
+
+def _check_prompts(options: PredictOptions) -> None:
+    """Raises PromptError unless there are either classes or a file of prompts."""
+    classes = bool(options.text or options.references or options.vocabularies)
+    if options.prompts is not None and classes:
+        raise PromptError("--prompts already holds the classes; leave out --text, --ref and --vocabulary, or --prompts")
+    if options.prompts is None and not classes:
+        raise PromptError("no classes given; name some: --text cat, --vocabulary coco, or --ref mug=mug.jpg")
+
+
+def _prepare(options: PredictOptions) -> tuple[Segmenter, PromptSet]:
+    """Loads the model and encodes the classes."""
+    from dpseg.data.vocabularies import load_vocabulary
+    from dpseg.prompts.prompt_set import PromptSet
+    from dpseg.prompts.text import parse_classes
+    from dpseg.prompts.visual import Reference, parse_reference
+    from dpseg.segmenter import Segmenter
+
+    references: dict[str, list[Reference]] = {}
+    for name, reference in map(parse_reference, options.references):
+        references.setdefault(name, []).append(reference)
+    text = list(options.text)
+    names = {entry.name.casefold() for entry in parse_classes(text)} if text else set()
+    for vocabulary in options.vocabularies:
+        for line, entry in zip(lines := load_vocabulary(vocabulary), parse_classes(lines), strict=True):
+            if entry.name.casefold() not in names:
+                names.add(entry.name.casefold())
+                text.append(line)
+    saved = PromptSet.load(options.prompts) if options.prompts is not None else None
+    segmenter = Segmenter.from_pretrained(options.model, options.device)
+    return segmenter, saved or segmenter.prompts(text or None, references or None, bank=options.bank)
+
+
+def _run(
+    segmenter: Segmenter,
+    prompts: PromptSet,
+    photos: Sequence[Path],
+    options: PredictOptions,
+    console: Console,
+    errors: Console,
+) -> list[DPSegError]:
+    """Segments and saves photo after photo; returns the errors of those that cannot be read."""
+    failed: list[DPSegError] = []
+    places = output_places(photos)
+    results = segmenter.stream(
+        photos,
+        prompts,
+        batch_size=options.batch_size,
+        refine=options.refine,
+        background=options.background,
+        size=options.size,
+    )
+    skips = console if console.is_terminal and errors.is_terminal else errors  # above the bar, not across it
+    with progress(console, len(photos), "photos") as advance:
+        for number, (photo, (_, result)) in enumerate(zip(photos, results, strict=True), start=1):
+            count = f"[{number}/{len(photos)}] " if len(photos) > 1 else ""
+            if isinstance(result, DPSegError):
+                failed.append(result)
+                skips.print(f"{count}skipped: {result}", markup=False, soft_wrap=True)
+            else:
+                folder, stem = places[photo]
+                result.save(options.out / folder, stem, options.formats)
+                _print_found(f"{count}{photo}", result, console)
+            advance()
+    return failed
+
+
+def _print_found(title: str, result: Segmentation, console: Console) -> None:
+    """Prints a photo's name and size, and what was found: name, share of the photo, confidence."""
+    height, width = result.labels.shape
+    console.print(f"[bold]{escape(title)}[/]  [dim]{width} x {height}[/]", soft_wrap=True)
+    rows = [(name, area, result.confidences[name]) for name, area in result.areas.items()]
+    shown = rows[:ROWS]
+    column = max([cell_len(name) for name, _, _ in shown] + [len("none")])
+    for name, area, confidence in shown:
+        padding = " " * (column - cell_len(name))
+        console.print(f"  {escape(name)}{padding}  {area:6.1%}  [dim]confidence[/] {confidence:.2f}", soft_wrap=True)
+    if len(rows) > ROWS:
+        console.print(f"  and {len(rows) - ROWS} more, together {sum(area for _, area, _ in rows[ROWS:]):.1%}")
+    none = 1 - sum(result.areas.values())
+    if none > 1e-4:
+        console.print(f"  [dim]{'none':<{column}}  {none:6.1%}[/]")
+
+
+def _summary(
+    photos: Sequence[Path],
+    failed: Sequence[DPSegError],
+    seconds: float,
+    options: PredictOptions,
+    console: Console,
+    errors: Console,
+) -> None:
+    done = len(photos) - len(failed)
+    if done:
+        what = f"{done} photo{'s' if done > 1 else ''}"
+        files = ", ".join(options.formats)
+        console.print(f"{what} in {seconds:.1f} s; {files} in {options.out}", markup=False, soft_wrap=True)
+    if failed:
+        errors.print(f"{len(failed)} of {len(photos)} photos could not be read:", markup=False)
+        for error in failed:
+            errors.print(f"  {error}", markup=False, soft_wrap=True)

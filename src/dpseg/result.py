@@ -1,0 +1,242 @@
+"""Segmentation: what the model saw in one photo, as labels, scores and areas, drawn and saved."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dpseg import __version__
+from dpseg.draw import found_entries, overlay
+from dpseg.errors import ConfigError, PromptError, did_you_mean
+from dpseg.files import make_folder, write_atomically
+from dpseg.palette import palette
+
+FORMATS = {
+    "png": "_labels.png",
+    "json": "_result.json",
+    "overlay": "_overlay.png",
+    "coco": "_coco.json",
+    "npz": "_scores.npz",
+}
+"""The formats that `Segmentation.save` knows, and the ending that each adds to the photo's name."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """One photo's segmentation into K named classes.
+
+    Attributes:
+        labels: int32 (H, W), at the photo's size: index into `names`, -1 where there is no class.
+        names: K.
+        logits: float32 (K, h, w), at the model's own resolution; any size, any real number, -inf included.
+        image: the RGB photo, (H, W); None when it was not kept.
+        source: path of the photo's file; None when it did not come from one.
+        prompts: for each class where its prompts came from, e.g. ("text", "reference"); may be empty.
+    """
+
+    labels: npt.NDArray[np.int32]
+    names: tuple[str, ...]
+    logits: npt.NDArray[np.float32]
+    image: Image.Image | None = None
+    source: str | None = None
+    prompts: tuple[tuple[str, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        found = ", ".join(f"{name} {area:.1%}" for name, area in self.areas.items())
+        return f"Segmentation({width} x {height}: {found or 'nothing found'})"
+
+    def _repr_png_(self) -> bytes:
+        """Shows the overlay in a notebook."""
+        return _png(self.plot())
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """How well each class fits each pixel: float32 (K, H, W) in [0, 1].
+
+        Sigmoid of the bilinearly resized logits, computed anew each time, because it is K times the photo's size.
+        """
+        return self._scores_of(slice(None))
+
+    @cached_property
+    def areas(self) -> dict[str, float]:
+        """Share of the photo, in (0, 1], of each class that was found, largest first."""
+        return {entry.name: entry.area for entry in found_entries(self.labels, self.names) if entry.index >= 0}
+
+    @cached_property
+    def confidences(self) -> dict[str, float]:
+        """Mean score, in [0, 1], of each class that was found over its own pixels, in the order of `areas`."""
+        found = {name: self.names.index(name) for name in self.areas}
+        return {
+            name: float(self._scores_of(slice(index, index + 1))[0][self.labels == index].mean())
+            for name, index in found.items()
+        }
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """Returns where a class is: bool (H, W), all False when it was not found.
+
+        Raises:
+            PromptError: It was not asked for.
+        """
+        if name not in self.names:
+            raise PromptError(
+                f"{name!r} is not among the classes of this segmentation; {did_you_mean(name, self.names)}"
+            )
+        mask: npt.NDArray[np.bool_] = self.labels == self.names.index(name)
+        return mask
+
+    def plot(self) -> Image.Image:
+        """Draws the regions over the photo with their names on them, and a legend in a strip below."""
+        return overlay(self.image, self.labels, self.names)
+
+    def show(self) -> None:
+        """Opens the overlay in the system's picture viewer."""
+        self.plot().show()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what was found as JSON values: size, classes with area and confidence, all names."""
+        height, width = self.labels.shape
+        classes = [
+            {
+                "name": entry.name,
+                "index": entry.index,
+                "area": round(entry.area, 6),
+                "confidence": round(self.confidences[entry.name], 4),
+                "color": list(entry.colour),
+                "prompts": list(self.prompts[entry.index]) if self.prompts else [],
+            }
+            for entry in found_entries(self.labels, self.names)
+            if entry.index >= 0
+        ]
+        return {
+            "source": self.source,
+            "width": width,
+            "height": height,
+            "classes": classes,
+            "none": round(float((self.labels < 0).mean()), 6),
+            "names": list(self.names),
+            "dpseg": __version__,
+        }
+
+    def to_coco(self, by_region: bool = False) -> dict[str, Any]:
+        """Returns the segmentation in COCO's annotation format, with run-length encoded masks.
+
+        Ids begin at 1; a category's id is its label value plus 1, and every class is listed as a category.
+
+        Args:
+            by_region: one annotation for each connected region (8 neighbours) instead of one for each class.
+        """
+        height, width = self.labels.shape
+        annotations: list[dict[str, Any]] = []
+        for name in self.areas:
+            index = self.names.index(name)
+            for mask in _regions(self.mask(name)) if by_region else [self.mask(name)]:
+                shape = {"id": len(annotations) + 1, "image_id": 1, "category_id": index + 1, "iscrowd": 0}
+                annotations.append(shape | _encode(mask) | {"score": round(self.confidences[name], 4)})
+        return {
+            "info": {"description": f"Segmented by dpseg {__version__}"},
+            "images": [{"id": 1, "file_name": Path(self.source or "image").name, "width": width, "height": height}],
+            "annotations": annotations,
+            "categories": [{"id": index + 1, "name": name} for index, name in enumerate(self.names)],
+        }
+
+    def save(
+        self,
+        folder: str | Path,
+        stem: str | None = None,
+        formats: Sequence[str] = ("png", "json", "overlay"),
+    ) -> list[Path]:
+        """Writes files into a folder, which is made if need be; a file of the same name is replaced, in one step.
+
+        Args:
+            folder: where to.
+            stem: beginning of the files' names; None: the photo's own name without its ending, or "image".
+            formats: any of `FORMATS`: "png" (label map whose pixel is the label value, with a palette, 255 = none;
+                above 255 classes 16-bit, 65535 = none), "json" (`to_dict`), "overlay" (`plot`), "coco" (`to_coco`),
+                "npz" (labels, logits and names).
+
+        Returns:
+            The files, in the order of `formats`.
+
+        Raises:
+            ConfigError: A format is unknown.
+            OutputError: The folder cannot be written, or the disk is full.
+        """
+        for name in formats:
+            if name not in FORMATS:
+                raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
+        folder = make_folder(folder)
+        stem = stem or (Path(self.source).stem if self.source else "image")
+        return [write_atomically(folder / (stem + FORMATS[name]), self._encoded(name)) for name in formats]
+
+    def _encoded(self, name: str) -> bytes:
+        """Returns the content of a file of one of `FORMATS`."""
+        if name == "png":
+            return _png(_label_picture(self.labels, len(self.names)))
+        if name == "overlay":
+            return _png(self.plot())
+        if name == "npz":
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, labels=self.labels, logits=self.logits, names=np.array(self.names))
+            return buffer.getvalue()
+        content = self.to_coco() if name == "coco" else self.to_dict()
+        return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def _scores_of(self, classes: slice) -> npt.NDArray[np.float32]:
+        """Returns the scores of some classes, float32 (k, H, W)."""
+        import torch
+        from torch.nn import functional
+
+        # Bounded, because an interpolation that meets -inf gives NaN; at 60 a sigmoid is 0 or 1 all the same.
+        logits = torch.from_numpy(self.logits[classes]).clamp(-60, 60)
+        size = self.labels.shape[-2:]
+        scores = functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].sigmoid_()
+        values: npt.NDArray[np.float32] = scores.numpy()
+        return values
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)  # twice as fast as the default, 5 % larger
+    return buffer.getvalue()
+
+
+def _label_picture(labels: npt.NDArray[np.int32], count: int) -> Image.Image:
+    """Returns the label map as a palette picture, or a 16-bit grey one when 8 bits cannot hold the classes and none."""
+    if count > 255:
+        return Image.fromarray(np.where(labels < 0, 65535, labels).astype(np.uint16))
+    picture = Image.fromarray(np.where(labels < 0, 255, labels).astype(np.uint8)).convert("L")
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[:count] = palette(max(1, count))[:count]
+    picture.putpalette(colours.tobytes())
+    return picture
+
+
+def _regions(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+    """Returns the connected regions of a mask, largest first."""
+    from scipy import ndimage
+
+    numbered, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
+    return [numbered == number + 1 for number in np.argsort(-sizes, kind="stable")]
+
+
+def _encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Returns a mask as COCO's segmentation (run lengths), bbox (x, y, width, height) and area in pixels."""
+    from pycocotools import mask as coco
+
+    run_lengths = coco.encode(np.asfortranarray(mask.view(np.uint8)))
+    return {
+        "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
+        "bbox": [float(value) for value in coco.toBbox(run_lengths)],
+        "area": int(mask.sum()),
+    }

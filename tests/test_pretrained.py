@@ -1,0 +1,91 @@
+"""Names, folders, hub ids and devices; what is wrong with each is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpseg.cache import EmbeddingCache
+from dpseg.config import ModelConfig
+from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError
+from dpseg.model.dpseg import DPSeg
+from dpseg.pretrained import load_pretrained, model_folder, pick_device
+from dpseg.prompts.bank import Bank
+from dpseg.segmenter import Segmenter
+
+CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model = DPSeg(CONFIG)
+    model.save_pretrained(folder)
+    s2, s3, s4 = (torch.ones(1, size) for size in model.encoder.stage_dims)
+    bank = Bank(
+        ("cat",), torch.ones(1, 20), torch.ones(1, model.encoder.embed_dim), (s2, s3, s4), model.encoder.fingerprint
+    )
+    bank.save(folder / "bank.safetensors")
+    return folder
+
+
+def test_a_saved_folder_comes_back_with_its_bank(saved: Path, tmp_path: Path) -> None:
+    model, bank = load_pretrained(saved)
+    assert model.config == CONFIG
+    assert bank is not None
+    assert bank.names == ("cat",)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    first, second = (Segmenter.from_pretrained(place, device="cpu") for place in (saved, str(saved)))
+    first.cache = second.cache = EmbeddingCache(tmp_path)
+    assert np.array_equal(first(photo, ["cat", "dog"]).logits, second(photo, ["cat", "dog"]).logits)
+
+
+def test_a_misspelt_name_gets_a_suggestion() -> None:
+    for name in ("dpseg-lit", "DPSeg-Lite", "lite"):
+        with pytest.raises(ModelNotFoundError, match="'dpseg-lite'"):
+            Segmenter.from_pretrained(name)
+    with pytest.raises(ModelNotFoundError, match="no model and no folder"):
+        model_folder(Path("somewhere/else"))
+
+
+def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"holds no config\.json and no model\.safetensors"):
+        load_pretrained(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match="is a file"):
+        load_pretrained(tmp_path / "file")
+
+
+def test_a_hub_id_is_fetched(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(hub_id: str, allow_patterns: list[str]) -> str:
+        asked.append((hub_id, allow_patterns))
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_pretrained("somebody/some-model")[0].config == CONFIG
+    assert asked == [("somebody/some-model", ["config.json", "model.safetensors", "bank.safetensors"])]
+
+
+def test_a_hub_that_does_not_answer_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(hub_id: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(WeightsError, match="cannot be fetched") as caught:
+        load_pretrained("somebody/some-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device(None).type in ("cpu", "cuda")
+    for name in ("gpu", "cuda:99", "cpux"):
+        with pytest.raises(ConfigError, match=f"'{name}' cannot be used here") as caught:
+            pick_device(name)
+        assert "\n" not in str(caught.value)
