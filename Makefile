@@ -11,7 +11,7 @@ DEMO_OUT := out/demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types imports check format clean
+.PHONY: help demo test bench lint types imports check format clean
 
 help: ## Print this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/.runtime ## Install DPSeg and segment the two photos in examples/.
 
 test: $(VENV)/.dev ## Run the tests; leaves out/junit.xml.
 	$(VENV)/bin/python -m pytest --junitxml=out/junit.xml
+
+bench: $(VENV)/.runtime ## Time `dpseg predict` against the project's bounds, on an idle machine.
+	$(VENV)/bin/python benchmarks/predict_speed.py
 
 lint: $(VENV)/.dev ## Check style and formatting.
 	$(VENV)/bin/ruff check .

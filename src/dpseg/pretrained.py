@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -20,9 +21,12 @@ MODELS = {
 }
 """Name -> what it is."""
 
+UNTRAINED_SCALE = 20.0
+"""Of the cosine, as a logit, where a model has no scale of its own."""
+
 _UNTRAINED = {
-    "dpseg-base": ModelConfig(encoder="base", logit_scale=20.0, tune_encoder=False),
-    "dpseg-large": ModelConfig(encoder="large", logit_scale=20.0, tune_encoder=False),
+    "dpseg-base": ModelConfig(encoder="base", logit_scale=UNTRAINED_SCALE, tune_encoder=False),
+    "dpseg-large": ModelConfig(encoder="large", logit_scale=UNTRAINED_SCALE, tune_encoder=False),
 }
 """Models of which no trained weights are published: until somebody trains them, the plain cosine of R and E."""
 
@@ -50,6 +54,18 @@ def load_pretrained(name_or_path: str | Path) -> tuple[DPSeg, Bank | None]:
         raise WeightsError(f"{folder}: holds no {' and no '.join(missing)}; give a folder that save_pretrained wrote")
     bank = folder / _BANK
     return DPSeg.from_pretrained(folder), Bank.load(bank) if bank.is_file() else None
+
+
+def untrained(model: DPSeg) -> DPSeg:
+    """Returns what the model was before training: the plain cosine with R of its encoder, as logits.
+
+    What the encoder was fitted with, its buffers, is kept; everything that a gradient moves starts again.
+    """
+    fresh = DPSeg(replace(model.config, logit_scale=model.config.logit_scale or UNTRAINED_SCALE))
+    fitted = dict(model.named_buffers())
+    for name, buffer in fresh.named_buffers():
+        buffer.copy_(fitted[name])
+    return fresh.eval()
 
 
 def model_folder(name_or_path: str | Path) -> Path:

@@ -30,6 +30,7 @@ class EvaluateOptions:
         split: photos named in SPLIT.txt; None: all.
         names: vocabulary or file with other words for the classes; None: classes.txt.
         model: name, folder or hub id.
+        untrained: measure what the model was before training, the plain cosine.
         device: None: CUDA where there is a GPU.
         out: file of the JSON report; None: none is written.
     """
@@ -39,6 +40,7 @@ class EvaluateOptions:
     split: str | None = "val"
     names: str | None = None
     model: str = "dpseg-lite"
+    untrained: bool = False
     device: str | None = None
     out: Path | None = None
 
@@ -60,6 +62,7 @@ def evaluate(options: EvaluateOptions, console: Console, errors: Console) -> int
     from dpseg.data.folder import FolderDataset
     from dpseg.data.vocabularies import load_vocabulary
     from dpseg.evaluation.evaluate import evaluate as measure
+    from dpseg.pretrained import untrained
     from dpseg.segmenter import Segmenter
 
     dataset = FolderDataset(options.data, options.split)
@@ -70,13 +73,16 @@ def evaluate(options: EvaluateOptions, console: Console, errors: Console) -> int
         check_writable(options.out.parent)
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
         segmenter = Segmenter.from_pretrained(options.model, options.device)
+        if options.untrained:
+            segmenter = Segmenter(untrained(segmenter.model).to(segmenter.device), segmenter.bank)
     count = min(len(dataset), options.config.limit or len(dataset))
     with progress(errors, count, "photos", lines=True) as step:
         report = measure(segmenter, dataset, options.config, names, pool, step)
     what = f"{options.data.resolve().name} {options.split or ''}".strip()
     rate = report.seconds / max(1, report.photos)
     console.print(
-        f"{what}: {report.photos} photos, {len(dataset.class_names)} classes, {options.model},"
+        f"{what}: {report.photos} photos, {len(dataset.class_names)} classes, {options.model}"
+        f"{' untrained' if options.untrained else ''},"
         f" {report.seconds:.0f} s ({rate:.2f} s a photo)\n",
         markup=False,
         soft_wrap=True,

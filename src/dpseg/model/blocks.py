@@ -29,7 +29,8 @@ class HybridDilatedBlock(nn.Module):
         for conv in self.convs:
             y = F.relu(conv(y))
         y = self.project(F.relu(self.expand(self.norm(y))))
-        return torch.add(x, y)
+        refined: Tensor = x + y
+        return refined
 
 
 class ClassAttention(nn.Module):
@@ -62,7 +63,8 @@ class ClassAttention(nn.Module):
         pooled = tokens.view(batch, -1, count, width).permute(0, 2, 3, 1).reshape(batch * count, width, *small)
         if pool > 1:
             pooled = F.interpolate(pooled, (height, side), mode="bilinear", align_corners=True)
-        return torch.add(flat, pooled).view(x.shape)
+        mixed: Tensor = flat + pooled
+        return mixed.view(x.shape)
 
     def _attend(self, tokens: Tensor) -> Tensor:
         size, count, width = tokens.shape
@@ -72,7 +74,8 @@ class ClassAttention(nn.Module):
         value = self.value(tokens).view(shape).transpose(1, 2) / count
         summary = key.transpose(2, 3) @ value  # (N, heads, C', C')
         scale = 1 / (query @ key.sum(dim=2)[..., None] + 1e-6)
-        return (query @ summary * scale * count).transpose(1, 2).reshape(size, count, width)
+        attended: Tensor = query @ summary * scale * count
+        return attended.transpose(1, 2).reshape(size, count, width)
 
 
 class DoubleConv(nn.Sequential):

