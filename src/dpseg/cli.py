@@ -111,6 +111,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="So many photos only, spread over the split.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="JSON report, classes too.")] = None,
     model: options.Model = "dpseg-lite",
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Measure what the model was before training, the plain cosine.")
+    ] = False,
     device: options.Device = None,
     size: options.Size = None,
 ) -> None:
@@ -130,7 +133,7 @@ def evaluate(
         limit=limit,
     )
     split_or_all = None if split == "all" else split
-    asked = EvaluateOptions(data, config, split=split_or_all, names=names, model=model, device=device, out=out)
+    asked = EvaluateOptions(data, config, split_or_all, names, model, untrained, device, out)
     raise typer.Exit(run_evaluate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 
 
