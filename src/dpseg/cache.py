@@ -210,7 +210,7 @@ def _read_keys(shard: Path) -> list[str]:
             return list(file.keys())
     except SafetensorError:
         _remove(shard)
-    except OSError:  # another process has merged it
+    except (OSError, RuntimeError):  # another process has merged it
         pass
     return []
 
@@ -229,8 +229,9 @@ def _load(shard: Path, keys: Sequence[str]) -> dict[str, Tensor]:
                     found[key] = tensor
     except OSError:
         return found
-    except (SafetensorError, ValueError):
-        pass
+    except (SafetensorError, ValueError, RuntimeError):
+        if not shard.exists():  # another process merged it while it was being opened: torch's RuntimeError
+            return found
     if len(found) < len(keys):
         _remove(shard)
     return found
