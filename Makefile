@@ -6,7 +6,7 @@ PIP_FLAGS ?=
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
 DEMO_PHOTOS := examples/chelsea.jpg examples/coffee.jpg
-DEMO_TEXT := --text cat --text "cup, mug" --text spoon --text "table, wooden table"
+DEMO_TEXT := --text cat --text "cup, mug" --text spoon --text "table, wooden table" --background 0.1
 DEMO_OUT := out/demo
 
 .DEFAULT_GOAL := help

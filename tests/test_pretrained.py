@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dpseg.cache import EmbeddingCache
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError
 from dpseg.model.dpseg import DPSeg
-from dpseg.pretrained import load_pretrained, model_folder, pick_device
+from dpseg.pretrained import UNTRAINED_SCALE, load_pretrained, model_folder, pick_device, untrained
 from dpseg.prompts.bank import Bank
 from dpseg.segmenter import Segmenter
 
@@ -89,3 +90,15 @@ def test_devices() -> None:
         with pytest.raises(ConfigError, match=f"'{name}' cannot be used here") as caught:
             pick_device(name)
         assert "\n" not in str(caught.value)
+
+
+def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
+    config = ModelConfig(encoder="tiny", templates=1, widths=(16, 12), image_widths=(4,), heads=2, logit_scale=20.0)
+    torch.manual_seed(0)
+    model = DPSeg(config)
+    with torch.no_grad():
+        model.decoder.head.weight.normal_()
+    plain = untrained(model)
+    assert not plain.decoder.head.weight.any()
+    assert plain.config == config
+    assert untrained(DPSeg(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE
