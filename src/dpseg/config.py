@@ -112,7 +112,7 @@ class RefineConfig:
     """
 
     min_area: float = 0.01
-    min_confidence: float = 0.5
+    min_confidence: float = 0.8
     max_regions: int = 3
 
 
