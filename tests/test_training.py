@@ -10,11 +10,12 @@ import torch
 
 from dpseg.config import DataSource, ModelConfig, TrainConfig
 from dpseg.errors import ConfigError
+from dpseg.model.cost_volume import cosine_volume
 from dpseg.model.dpseg import DPSeg
 from dpseg.training import losses
 from dpseg.training.corpus import IGNORE, NONE, load_corpus
 from dpseg.training.export import export
-from dpseg.training.loop import Setup, prepare, train
+from dpseg.training.loop import Setup, _harden, prepare, step_loss, train
 from dpseg.training.sampler import Batch
 from miniature import write_set
 
@@ -84,6 +85,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config: TrainConfig, tmp_path
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_bfloat16_changes_a_step_little(config: TrainConfig) -> None:
+    setup = prepare(replace(config, hard_negatives=0.5), quiet)
+    batch = setup.sampler.draw(0)
+    plain, _ = step_loss(setup, batch, 0)
+    setup.config = replace(setup.config, precision="bf16")
+    rough, _ = step_loss(setup, batch, 0)
+    assert float(rough) != float(plain)
+    assert float(rough) == pytest.approx(float(plain), rel=0.02)
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(config: TrainConfig) -> None:
     train(prepare(config, quiet), False, quiet)
     with pytest.raises(ConfigError, match="another recipe"):
@@ -141,6 +152,22 @@ def test_present_classes_are_always_decoded(config: TrainConfig) -> None:
         present = set(labels.unique().tolist()) - {IGNORE, NONE}
         assert present <= set(classes.tolist())
         assert len(set(classes.tolist())) == len(classes)
+
+
+def test_the_names_that_look_most_alike_are_the_others_that_are_decoded(config: TrainConfig) -> None:
+    classes = Path(config.data_root) / "shapes" / "classes.txt"
+    classes.write_text(classes.read_text() + "\nmug\nspoon\nwall\nlamp")
+    setup = prepare(replace(config, classes=5, hard_negatives=1.0), quiet)
+    batch = setup.sampler.draw(0)
+    dense = torch.randn(2, setup.model.encoder.embed_dim, 4, 4, generator=torch.Generator().manual_seed(0))
+    tables = setup.prompts.tables(setup.model.encoder, batch.photos, torch.Generator().manual_seed(0))
+    hard = _harden(setup, batch, tables, dense, torch.Generator().manual_seed(0))
+    best = cosine_volume(dense, tables.text + tables.visual)[:, :, 0].amax(dim=(2, 3))
+    for crop in range(2):
+        present = {name for name in batch.labels[crop].unique().tolist() if name >= 0}
+        rest = [name for name in best[crop].argsort(descending=True).tolist() if name not in present]
+        assert set(hard.classes[crop].tolist()) == present | set(rest[: 5 - len(present)])
+        assert hard.own[crop].all()
 
 
 def tables_have_no_leak(setup: Setup, photo: int) -> bool:

@@ -12,6 +12,7 @@ from dpseg.errors import ConfigError, did_you_mean
 EncoderName = Literal["lite", "base", "large", "tiny"]
 Fusion = Literal["average", "text", "visual", "cost_average", "cost_concat"]
 Guidance = Literal["visual234", "visual2", "none", "upsampled"]
+Precision = Literal["32", "bf16"]
 
 
 class Loadable:
@@ -78,6 +79,8 @@ class ModelConfig(Loadable):
         train_pool: side of the average pooling before that attention in training; testing uses 1 (SED).
         logit_scale: when above 0, the decoder's output is added to `logit_scale * cos(E, R)`, and its last layer starts
             at zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
+        image_cost: the decoder also reads, at every position, the maximum and the mean of F_c over the photo: whether a
+            category is likely to be in it at all (ours).
         decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
@@ -95,6 +98,7 @@ class ModelConfig(Loadable):
     heads: int = 4
     train_pool: int = 2
     logit_scale: float = 0.0
+    image_cost: bool = False
     decode_classes: int | None = None
     tune_encoder: bool = True
     text_names: int = 0
@@ -134,6 +138,7 @@ class EvalConfig:
         background: threshold in [0, 1]; used when the background counts.
         size: the encoder's input size in pixels; None: the model's own.
         limit: only so many photos, evenly spread over the split; None: all.
+        block: photos that are counted before their counts are written: what an interruption loses at most, 1 or more.
     """
 
     prompts: tuple[PromptKind, ...] = ("both",)
@@ -144,6 +149,7 @@ class EvalConfig:
     background: float = 0.5
     size: int | None = None
     limit: int | None = None
+    block: int = 16
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,12 @@ class TrainConfig(Loadable):
         photo_size: the shorter side to which a photo is brought before cropping, in pixels, before the scale jitter.
         scale: smallest and largest factor of the scale jitter.
         colour_jitter: strength in [0, 1] of brightness, contrast and saturation jitter.
-        paste: probability of pasting an object of another photo, tried twice a crop.
-        classes: K, categories decoded in a training step: those in the crop, and others at random.
+        class_balanced: probability of drawing a photo by drawing one of its set's names first; else all of a set's
+            photos are equally likely.
+        paste: probability of pasting an object of another photo, of a name drawn first, tried twice a crop.
+        classes: K, categories decoded in a training step: those in the crop, and others.
+        hard_negatives: fraction of its set's names, drawn at random, of which the ones that F_c likes best become those
+            others; 0: they are random.
         references: pictures averaged for a visual prompt: 1 to this many, at random.
         prompt_mix: probabilities of prompting with text alone, with pictures alone, and with both.
         mixed_prompts: probability that a photo's classes differ in that.
@@ -197,6 +207,7 @@ class TrainConfig(Loadable):
         retention: weight of keeping the frozen classifier's opinion at each position (lite).
         class_balance: a class with a share a of the labelled pixels weighs a ** -class_balance, 0 to 1.
         ema: decay of the averaged weights that are kept; 0: none.
+        precision: "bf16": matrix products and convolutions of a step in bfloat16 (autocast); weights stay in "32".
         hold_out: names whose pixels and prompts training never sees.
         checkpoint_minutes: between checkpoints.
         log_steps: between log lines.
@@ -214,8 +225,10 @@ class TrainConfig(Loadable):
     photo_size: int = 384
     scale: tuple[float, float] = (0.5, 2.0)
     colour_jitter: float = 0.4
+    class_balanced: float = 0.0
     paste: float = 0.3
     classes: int = 24
+    hard_negatives: float = 0.0
     references: int = 3
     prompt_mix: tuple[float, float, float] = (0.3, 0.3, 0.4)
     mixed_prompts: float = 0.2
@@ -234,6 +247,7 @@ class TrainConfig(Loadable):
     retention: float = 0.5
     class_balance: float = 0.3
     ema: float = 0.998
+    precision: Precision = "32"
     hold_out: tuple[str, ...] = ()
     checkpoint_minutes: float = 3.0
     log_steps: int = 20

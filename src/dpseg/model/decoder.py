@@ -102,7 +102,8 @@ class Decoder(nn.Module):
         channels = config.templates * (2 if config.fusion == "cost_concat" else 1)
         self.upsampled_guidance = config.guidance == "upsampled"
         self.guided = guided_stages(config)
-        self.embed = nn.Conv2d(channels, config.widths[0], 7, padding=3)
+        self.image_cost = config.image_cost
+        self.embed = nn.Conv2d(channels * (3 if config.image_cost else 1), config.widths[0], 7, padding=3)
         self.order = STAGE_ORDER[: len(config.widths) - 1]
         self.stages = nn.ModuleList()
         stride = encoder.strides[3]
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
             Logits (B, K, h, w) at the stride of the last stage's E_j.
         """
         batch, count = cost.shape[:2]
-        x = self.embed(cost.flatten(0, 1)).view(batch, count, -1, *cost.shape[-2:])
+        x = self.embed(self._with_image_cost(cost).flatten(0, 1)).view(batch, count, -1, *cost.shape[-2:])
         for j, stage in zip(self.order, self.stages, strict=True):
             image = stages[j - 2]
             guidance = visual.get(j)
@@ -148,3 +149,10 @@ class Decoder(nn.Module):
             x = stage(x, image, guidance)
         logits: Tensor = self.head(x.flatten(0, 1))
         return logits.view(batch, count, *logits.shape[-2:])
+
+    def _with_image_cost(self, cost: Tensor) -> Tensor:
+        """Appends the maximum and the mean over positions, (B, K, M, H, W) -> (B, K, 3 M, H, W)."""
+        if not self.image_cost:
+            return cost
+        whole = cost.amax(dim=(3, 4), keepdim=True), cost.mean(dim=(3, 4), keepdim=True)
+        return torch.cat([cost, *(part.expand_as(cost) for part in whole)], dim=2)

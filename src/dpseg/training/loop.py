@@ -20,13 +20,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dpseg.config import TrainConfig
 from dpseg.errors import ConfigError
 from dpseg.files import make_folder, write_atomically
+from dpseg.model.cost_volume import cosine_volume
 from dpseg.model.dpseg import DPSeg
+from dpseg.model.encoders import Pyramid
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.text import parse_class, templates
 from dpseg.training import losses
 from dpseg.training.corpus import Corpus, load_corpus
 from dpseg.training.lite_setup import fit_encoder
-from dpseg.training.prompt_tables import PromptSource
+from dpseg.training.prompt_tables import PromptSource, PromptTables
 from dpseg.training.regions import Regions, encode_regions
 from dpseg.training.sampler import LABEL_STRIDE, Batch, Sampler
 
@@ -54,6 +56,13 @@ class Setup:
     model: DPSeg
     sampler: Sampler
     prompts: PromptSource
+
+    def own_names(self, sources: list[int]) -> Tensor:
+        """Returns (B, N) bool: which names are of the vocabularies of B data sets."""
+        own = torch.zeros(len(sources), len(self.corpus.names), dtype=torch.bool)
+        for row, source in zip(own, sources, strict=True):
+            row[list(self.corpus.vocabularies[source])] = True
+        return own
 
 
 def prepare(config: TrainConfig, log: Log) -> Setup:
@@ -104,30 +113,51 @@ def step_loss(setup: Setup, batch: Batch, step: int) -> tuple[Tensor, dict[str, 
     config, model = setup.config, setup.model
     random = torch.Generator().manual_seed(config.seed * 7_919 + step)
     tables = setup.prompts.tables(model.encoder, batch.photos, random)
-    pyramid = model.encode(batch.images)
-    logits = model.decode(
-        pyramid, setup.prompts.select(tables, batch, model.encoder, random, step >= config.refined_from)
-    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        pyramid = model.encode(batch.images)
+        if config.hard_negatives > 0:
+            batch = _harden(setup, batch, tables, pyramid.dense.detach(), random)
+        prompts = setup.prompts.select(tables, batch, model.encoder, random, step >= config.refined_from)
+        logits = model.decode(pyramid, prompts).float()
+        parts = _decoder_losses(config, logits, batch)
+        if config.auxiliary > 0:
+            jump = model.encoder.strides[3] // LABEL_STRIDE
+            coarse = batch.labels[:, jump // 2 :: jump, jump // 2 :: jump]
+            balance = losses.class_weights(coarse, config.class_balance)
+            allowed = setup.own_names(batch.sources)
+            parts["aux"] = config.auxiliary * losses.auxiliary_loss(pyramid.dense, tables, allowed, coarse, balance)
+        if config.retention > 0 and isinstance(model.encoder, LiteEncoder):
+            parts["keep"] = config.retention * _retention(model.encoder, pyramid)
+    return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
+
+
+def _decoder_losses(config: TrainConfig, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
     logits = F.interpolate(logits, batch.labels.shape[-2:], mode="bilinear", align_corners=False)
     target = losses.to_local(batch.labels, batch.classes)
     weights = losses.class_weights(batch.labels, config.class_balance)
-    parts = {
+    return {
         "ce": config.cross_entropy * losses.cross_entropy(logits, target, weights),
         "bce": config.bce * losses.binary_cross_entropy(logits, target, batch),
     }
-    if config.auxiliary > 0:
-        jump = model.encoder.strides[3] // LABEL_STRIDE
-        coarse = batch.labels[:, jump // 2 :: jump, jump // 2 :: jump]
-        allowed = torch.zeros(len(batch.sources), len(setup.corpus.names), dtype=torch.bool)
-        for row, source in zip(allowed, batch.sources, strict=True):
-            row[list(setup.corpus.vocabularies[source])] = True
-        coarse_weights = losses.class_weights(coarse, config.class_balance)
-        parts["aux"] = config.auxiliary * losses.auxiliary_loss(pyramid.dense, tables, allowed, coarse, coarse_weights)
-    if config.retention > 0 and isinstance(model.encoder, LiteEncoder):
-        with torch.no_grad():
-            frozen = model.encoder.late(pyramid.stages[2]) - model.encoder.centre[:, None, None]
-        parts["keep"] = config.retention * losses.retention_loss(pyramid.dense, frozen, model.encoder.text_map.vectors)
-    return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
+
+
+def _retention(encoder: LiteEncoder, pyramid: Pyramid) -> Tensor:
+    with torch.no_grad():
+        frozen = encoder.late(pyramid.stages[2]) - encoder.centre[:, None, None]
+    return losses.retention_loss(pyramid.dense, frozen, encoder.text_map.vectors)
+
+
+@torch.no_grad()
+def _harden(setup: Setup, batch: Batch, tables: PromptTables, dense: Tensor, random: torch.Generator) -> Batch:
+    """Picks a crop's categories again: of its set's names that it lacks, those with the best maximum of F_c come first.
+
+    Testing decodes exactly those (`ModelConfig.decode_classes`), and random ones are too easy to learn much from.
+    """
+    best = cosine_volume(dense, tables.text.mean(dim=1, keepdim=True) + tables.visual)[:, :, 0].amax(dim=(2, 3))
+    hard = torch.rand(best.shape, generator=random) < setup.config.hard_negatives
+    order = torch.where(hard & setup.own_names(batch.sources), 2 + best, torch.rand(best.shape, generator=random))
+    classes, own = setup.sampler.pick_classes(batch.labels, batch.sources, order)
+    return replace(batch, classes=classes, own=own)
 
 
 def build_optimizer(model: DPSeg, config: TrainConfig) -> tuple[AdamW, LambdaLR]:

@@ -73,25 +73,23 @@ def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels:
     """
     text, visual = tables.text.mean(dim=1, keepdim=True), tables.visual
     target = torch.where(allowed.gather(1, labels.clamp_min(0).flatten(1)).view(labels.shape), labels, IGNORE)
-    total = dense.new_zeros(())
-    for prompts in (text, visual, text + visual):  # T, V, R
-        logits = COSINE_SCALE * cosine_volume(dense, prompts)[:, :, 0]
-        logits = logits.masked_fill(~allowed[..., None, None], -1e4)
-        total = total + cross_entropy(logits, target, weights) / 3
-    return total
+    cosines = cosine_volume(dense, torch.cat([text, visual, text + visual], dim=1))  # of T, V and R
+    logits = (COSINE_SCALE * cosines.float()).masked_fill(~allowed[..., None, None, None], -1e4)
+    return torch.stack([cross_entropy(one, target, weights) for one in logits.unbind(2)]).mean()
 
 
 def retention_loss(dense: Tensor, frozen: Tensor, classifier: Tensor) -> Tensor:
     """Keeps the frozen classifier's opinion at each position, so that names that training never sees lose nothing.
 
     Learning without Forgetting (Li and Hoiem, ECCV 2016), densely: the divergence of the cosines with the class vectors
-    from what they were before training.
+    from what they were before training, at every other position of every other row.
 
     Args:
         dense: E, (B, D, H, W).
         frozen: E of the untrained encoder, (B, D, H, W).
         classifier: (C, D) class vectors.
     """
-    new, old = (COSINE_SCALE * cosine_volume(e, classifier[:, None])[:, :, 0] for e in (dense, frozen))
+    dense, frozen = (e[:, :, ::2, ::2] for e in (dense, frozen))
+    new, old = (COSINE_SCALE * cosine_volume(e, classifier[:, None])[:, :, 0].float() for e in (dense, frozen))
     divergence = F.kl_div(new.log_softmax(1), old.log_softmax(1), reduction="none", log_target=True)
     return divergence.sum(dim=1).mean()

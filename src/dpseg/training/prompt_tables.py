@@ -114,14 +114,16 @@ class PromptSource:
             mine = self.by_photo.get(photo, [])
             if chance[0] >= self.config.refined or not mine:
                 continue
-            by_name = {int(self.regions.names[row]): row for row in mine}
+            by_name: dict[int, list[int]] = {}
+            for row in mine:
+                by_name.setdefault(int(self.regions.names[row]), []).append(row)
             for position, name in enumerate(batch.classes[crop].tolist()):
                 right = name in by_name
                 if chance[1 + position] < (1 - 2 * self.config.false_finds if right else self.config.false_finds):
-                    pick = int(torch.randint(len(mine), (), generator=random))
+                    choice = by_name[name] if right else mine
                     crops.append(crop)
                     owners.append(position)
-                    rows.append(by_name[name] if right else mine[pick])
+                    rows.append(choice[int(torch.randint(len(choice), (), generator=random))])
         return crops, owners, rows
 
     def _replace(

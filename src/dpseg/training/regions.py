@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from dpseg.errors import DataError
@@ -18,6 +21,9 @@ from dpseg.training.corpus import Corpus
 
 MIN_AREA = 0.002
 """Smaller regions show too little to be a prompt; fraction of the photo."""
+
+MAX_REGIONS = 2
+"""So many connected regions of a class in one photo are encoded, the largest first."""
 
 BATCH = 16
 
@@ -41,28 +47,33 @@ class Regions:
 
 @torch.no_grad()
 def encode_regions(corpus: Corpus, encoder: Encoder, cache: Path) -> Regions:
-    """Encodes every class of every photo as one prompt picture, or reads them from `cache` if it is of this corpus.
+    """Encodes the largest connected regions of every class of every photo as prompt pictures, or reads `cache`.
+
+    A person's reference shows one thing, and so does a region that Inference I found.
 
     Args:
         corpus: the training photos.
         encoder: whose frozen visual prompt encoder.
-        cache: a safetensors file.
+        cache: a safetensors file; made again where it is of another corpus, encoder or choice of regions.
     """
-    owners = list(_list_regions(corpus))
-    stamp = {"encoder": encoder.fingerprint, "corpus": hash_corpus(corpus)}
+    stamp = {
+        "encoder": encoder.fingerprint,
+        "corpus": hash_corpus(corpus),
+        "choice": f"{MIN_AREA} {MAX_REGIONS}",
+    }
     if cache.is_file():
         tensors, about = read_tensors(cache, "regions", 1, DataError)
         if stamp.items() <= about.items():
             stages = tensors["stage2"], tensors["stage3"], tensors["stage4"]
             return Regions(tensors["names"], tensors["photos"], tensors["dense"], stages)
-    features = []
-    for start in range(0, len(owners), BATCH):
+    features, owners = [], []
+    for batch in _batches(_list_regions(corpus)):
         crops, masks = [], []
-        for photo, name in owners[start : start + BATCH]:
-            item = corpus.photos[photo]
-            crop, mask = crop_region(item.image.float() / 255, item.labels == name, encoder.crop_size)
+        for photo, name, region in batch:
+            crop, mask = crop_region(corpus.photos[photo].image.float() / 255, region, encoder.crop_size)
             crops.append(crop)
             masks.append(mask)
+            owners.append((photo, name))
         features.append(encoder.visual_features(torch.stack(crops), torch.stack(masks)))
     s2, s3, s4 = (torch.cat([f.stages[number] for f in features]) for number in range(3))
     photos, names = torch.tensor(owners).unbind(1)
@@ -83,12 +94,24 @@ def hash_corpus(corpus: Corpus) -> str:
     return digest.hexdigest()
 
 
-def _list_regions(corpus: Corpus) -> Iterator[tuple[int, int]]:
+def _list_regions(corpus: Corpus) -> Iterator[tuple[int, int, Tensor]]:
+    """Yields (photo, name, (H, W) bool)."""
     for index, photo in enumerate(corpus.photos):
-        values, counts = photo.labels.unique(return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if value >= 0 and count >= MIN_AREA * photo.labels.numel():
-                yield index, value
+        smallest = MIN_AREA * photo.labels.numel()
+        for value in photo.labels.unique().tolist():
+            if value < 0:
+                continue
+            components, _ = ndimage.label(photo.labels.numpy() == value)
+            sizes = np.bincount(components.ravel())
+            sizes[0] = 0
+            largest = np.argsort(-sizes, kind="stable")[:MAX_REGIONS]
+            for component in largest[sizes[largest] >= smallest].tolist():
+                yield index, value, torch.from_numpy(components == component)
+
+
+def _batches(regions: Iterator[tuple[int, int, Tensor]]) -> Iterator[list[tuple[int, int, Tensor]]]:
+    while batch := list(islice(regions, BATCH)):
+        yield batch
 
 
 @torch.no_grad()

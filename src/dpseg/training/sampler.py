@@ -56,20 +56,38 @@ class Sampler:
         self.by_source: list[list[int]] = [[] for _ in corpus.vocabularies]
         for index, photo in enumerate(corpus.photos):
             self.by_source[photo.source].append(index)
+        self.by_name: list[dict[int, list[int]]] = [{} for _ in corpus.vocabularies]
+        for index, photo in enumerate(corpus.photos):
+            for name in _present(photo.labels):
+                self.by_name[photo.source].setdefault(name, []).append(index)
         self.near = name_features @ name_features.T > TOO_NEAR
 
     def draw(self, step: int) -> Batch:
         """Returns the batch of a step."""
         random = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        weights = torch.tensor(self.corpus.weights)
-        sources = torch.multinomial(weights, self.config.batch_size, replacement=True, generator=random).tolist()
-        photos = [self.by_source[source][_randint(len(self.by_source[source]), random)] for source in sources]
+        sources = [self._draw_source(random) for _ in range(self.config.batch_size)]
+        photos = [self._draw_photo(source, random) for source in sources]
         crops = [self._crop(self.corpus.photos[photo], random) for photo in photos]
         images, labels = torch.stack([c[0] for c in crops]), torch.stack([c[1] for c in crops])
-        picked = [self._pick_classes(one, source, random) for one, source in zip(labels, sources, strict=True)]
-        return Batch(
-            images, labels, torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked]), photos, sources
-        )
+        order = torch.rand(len(photos), len(self.near), generator=random)
+        return Batch(images, labels, *self.pick_classes(labels, sources, order), photos, sources)
+
+    def _draw_source(self, random: torch.Generator) -> int:
+        weights = torch.tensor(self.corpus.weights)
+        return int(torch.multinomial(weights, 1, generator=random))
+
+    def _draw_photo(self, source: int, random: torch.Generator) -> int:
+        if _uniform(random) < self.config.class_balanced and self.by_name[source]:
+            return self._draw_object(source, random)[0]
+        photos = self.by_source[source]
+        return photos[_randint(len(photos), random)]
+
+    def _draw_object(self, source: int, random: torch.Generator) -> tuple[int, int]:
+        """Returns (photo, name): any name that a data set's photos show, and any photo that shows it."""
+        names = list(self.by_name[source])
+        name = names[_randint(len(names), random)]
+        photos = self.by_name[source][name]
+        return photos[_randint(len(photos), random)], name
 
     def _crop(self, photo: LabelledPhoto, random: torch.Generator) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -102,11 +120,11 @@ class Sampler:
 
     def _paste(self, image: Tensor, labels: Tensor, random: torch.Generator) -> None:
         """Pastes an object of another photo (Ghiasi et al., Simple Copy-Paste, CVPR 2021), in place."""
-        donor = self.corpus.photos[_randint(len(self.corpus.photos), random)]
-        present = [value for value in donor.labels.unique().tolist() if value >= 0]
-        if not present:
+        source = self._draw_source(random)
+        if not self.by_name[source]:
             return
-        name = present[_randint(len(present), random)]
+        index, name = self._draw_object(source, random)
+        donor = self.corpus.photos[index]
         mask = donor.labels == name
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
@@ -125,22 +143,41 @@ class Sampler:
         target.copy_(torch.lerp(target, piece, cover))
         labels[y : y + size[0], x : x + size[1]][cover[0] > 0.5] = name
 
-    def _pick_classes(self, labels: Tensor, source: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Picks K names: those in the crop, then others of its vocabulary, then any that are no synonyms."""
+    def pick_classes(self, labels: Tensor, sources: list[int], order: Tensor) -> tuple[Tensor, Tensor]:
+        """Picks K names a crop: those in it, then others of its vocabulary, then any that are no synonyms.
+
+        Args:
+            labels: (B, h, w).
+            sources: indices of the crops' data sets.
+            order: (B, N); of several names, those with the larger values are picked.
+
+        Returns:
+            `Batch.classes` and `Batch.own`.
+        """
+        picked = [self._pick(*one) for one in zip(labels, sources, order, strict=True)]
+        return torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
+
+    def _pick(self, labels: Tensor, source: int, order: Tensor) -> tuple[Tensor, Tensor]:
         count = self.config.classes
         present = labels.unique()
         present = present[present >= 0]
         own = torch.tensor(self.corpus.vocabularies[source])
         rest = own[~torch.isin(own, present)]
-        rest = rest[torch.randperm(len(rest), generator=random)]
+        rest = rest[order[rest].argsort(descending=True)]
         allowed = ~self.near[present].any(0) if len(present) else torch.ones(len(self.near), dtype=torch.bool)
         allowed[own] = False
         allowed[present] = False
         others = allowed.nonzero()[:, 0]
-        others = others[torch.randperm(len(others), generator=random)]
+        others = others[order[others].argsort(descending=True)]
         few = min(len(rest), max(count - len(present) - count // 4, 0))  # a quarter comes from other vocabularies
         picked = torch.cat([present, rest[:few], others, rest[few:]])[:count]
         return picked, torch.isin(picked, own)
+
+
+def _present(labels: Tensor) -> list[int]:
+    """Returns the names in labels (H, W), sorted; faster than sorting the pixels."""
+    counts = torch.bincount(labels.flatten().long() - NONE)
+    return [value for value in (counts.nonzero()[:, 0] + NONE).tolist() if value >= 0]
 
 
 def _uniform(random: torch.Generator) -> float:

@@ -1,0 +1,75 @@
+"""Which photos, pasted objects and categories a training step draws, from photos made here."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
+from dpseg.training.sampler import Sampler
+
+COMMON, RARE, NEVER = 0, 1, 2
+
+
+def photo(name: int, source: int = 0) -> LabelledPhoto:
+    """A grey photo whose left half shows one name."""
+    labels = torch.full((32, 32), NONE, dtype=torch.int16)
+    labels[:, :16] = name
+    return LabelledPhoto(torch.full((3, 32, 32), 128, dtype=torch.uint8), labels, source, f"photo of {name}")
+
+
+def sampler(photos: list[LabelledPhoto], names: int, vocabularies: list[list[int]], **changes: object) -> Sampler:
+    """Draws crops of 32 pixels, as large as the photos."""
+    values = {"batch_size": 8, "crop": 32, "photo_size": 32, "scale": [1, 1], "paste": 0, "classes": 2, **changes}
+    sources = tuple(DataSource(f"set{number}") for number in range(len(vocabularies)))
+    plain = {"model": {}, "data": [{"name": source.name} for source in sources]}
+    config = TrainConfig.from_dict({**plain, **values})
+    assert config.model == ModelConfig()
+    corpus = Corpus(
+        tuple(map(str, range(names))), tuple(map(tuple, vocabularies)), (1.0,) * len(vocabularies), tuple(photos)
+    )
+    return Sampler(corpus, torch.eye(names), config)
+
+
+def drawn(one: Sampler, steps: int) -> Counter[int]:
+    return Counter(index for step in range(steps) for index in one.draw(step).photos)
+
+
+def test_names_are_equally_likely_where_classes_are_balanced() -> None:
+    photos = [photo(COMMON) for _ in range(9)] + [photo(RARE)]
+    plain = drawn(sampler(photos, 3, [[0, 1, 2]], class_balanced=0.0), 50)
+    balanced = drawn(sampler(photos, 3, [[0, 1, 2]], class_balanced=1.0), 50)
+    assert 20 < plain[9] < 60  # of 400: one photo of ten
+    assert 160 < balanced[9] < 240  # one name of the two that occur
+    assert set(balanced) == set(range(10))
+
+
+def test_pasted_objects_are_drawn_by_name() -> None:
+    photos = [photo(COMMON) for _ in range(9)] + [photo(RARE)]
+    one = sampler(photos, 3, [[0, 1, 2]], paste=1.0)
+    of_common = [labels for step in range(40) for labels, index in zip(*pasted(one, step), strict=True) if index != 9]
+    with_rare = sum(bool((labels == RARE).any()) for labels in of_common)
+    assert with_rare / len(of_common) > 0.4  # two tries with one half each, less those that fell outside or beneath
+
+
+def pasted(one: Sampler, step: int) -> tuple[list[torch.Tensor], list[int]]:
+    batch = one.draw(step)
+    return list(batch.labels), batch.photos
+
+
+def test_categories_are_picked_in_the_given_order() -> None:
+    one = sampler([photo(COMMON)], 8, [[0, 1, 2, 3, 4, 5]], classes=4)
+    labels = torch.full((2, 8, 8), COMMON)
+    labels[1] = IGNORE
+    order = torch.tensor([[9.0, 1, 2, 5, 4, 3, 7, 8], [1.0, 9, 2, 8, 3, 4, 6, 7]])
+    classes, own = one.pick_classes(labels, [0, 0], order)
+    assert classes.tolist() == [[0, 3, 4, 7], [1, 3, 4 + 1, 7]]  # present; own ones; a quarter of other sets
+    assert own.tolist() == [[True, True, True, False], [True, True, True, False]]
+
+
+def test_a_set_without_names_in_its_photos_still_gives_crops() -> None:
+    empty = photo(NONE)
+    batch = sampler([empty, photo(RARE, 1)], 3, [[0], [1, 2]], class_balanced=1.0, paste=1.0).draw(0)
+    assert len(batch.photos) == 8
