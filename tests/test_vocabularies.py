@@ -6,7 +6,16 @@ from dpseg.data.vocabularies import VOCABULARIES, load_vocabulary, read_classes
 from dpseg.errors import DataError, ModelNotFoundError
 from dpseg.prompts.text import parse_classes
 
-COUNTS = {"coco": 133, "coco80": 80, "cocostuff171": 171, "ade150": 150, "pc59": 59, "voc20": 20}
+COUNTS = {
+    "coco": 133,
+    "coco80": 80,
+    "cocostuff171": 171,
+    "ade150": 150,
+    "ade847": 847,
+    "pc59": 59,
+    "pc459": 459,
+    "voc20": 20,
+}
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 

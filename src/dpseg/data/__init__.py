@@ -1,1 +1,1 @@
-"""Class lists by name (`vocabularies`) and photos with label masks on disk (`folder`)."""
+"""Class lists by name (`vocabularies`), and photos with label masks: any of them by name or place (`benchmarks`)."""

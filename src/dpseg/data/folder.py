@@ -65,13 +65,13 @@ class FolderDataset(Sequence[Sample]):
             raise DataError(
                 f"data set folder {str(self.root)!r} does not exist; give the folder that holds images/ and masks/"
             )
-        lines = _read_classes(self.root / "classes.txt")
-        self.class_names, self._class_of_line = _merge_repeated(lines)
+        lines = read_class_lines(self.root / "classes.txt")
+        self.class_names, self._class_of_line = merge_repeated(lines)
         self.background_line0 = self.class_names[0].lower() in BACKGROUND_NAMES
         self.ignore_index = 255 if len(lines) <= 255 else 65535
-        photos = _files_by_stem(self.root / "images", SUFFIXES)
-        masks = _files_by_stem(self.root / "masks", MASK_SUFFIXES)
-        self.stems = tuple(sorted(photos)) if split is None else _read_split(self.root, split)
+        photos = files_by_stem(self.root / "images", SUFFIXES)
+        masks = files_by_stem(self.root / "masks", MASK_SUFFIXES)
+        self.stems = tuple(sorted(photos)) if split is None else read_split(self.root, split)
         self.image_paths = tuple(_find(photos, stem, self.root / "images", "photo") for stem in self.stems)
         self.mask_paths = tuple(_find(masks, stem, self.root / "masks", "mask") for stem in self.stems)
 
@@ -123,7 +123,7 @@ class FolderDataset(Sequence[Sample]):
         return mask
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
+def read_class_lines(path: Path) -> tuple[str, ...]:
     """Reads the class names: a line's number is its mask value, so an empty line in between is an error."""
     if not path.is_file():
         raise DataError(f"{str(path)!r} is missing; write one class name a line, in the order of the mask values")
@@ -138,7 +138,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _merge_repeated(lines: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+def merge_repeated(lines: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Makes one class of lines with one name, as label tools export them: the names, and the class of each line."""
     first: dict[str, int] = {}
     class_of_line = [first.setdefault(line.lower(), len(first)) for line in lines]
@@ -146,7 +146,7 @@ def _merge_repeated(lines: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.i
     return tuple(names), np.array(class_of_line, dtype=np.int32)
 
 
-def _read_split(root: Path, split: str) -> tuple[str, ...]:
+def read_split(root: Path, split: str) -> tuple[str, ...]:
     """Reads the stems of a split."""
     path = root / f"{split}.txt"
     if not path.is_file():
@@ -162,7 +162,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
     return tuple(stems)
 
 
-def _files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     """Maps stems, subfolders included, to the files of a folder."""
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} is missing; a data set needs images/, masks/ and classes.txt")

@@ -18,7 +18,9 @@ VOCABULARIES = {
     "coco80": "COCO, 80 things",
     "cocostuff171": "COCO-Stuff, 80 things and 91 stuff classes",
     "ade150": "ADE20K, 150 classes (A-150)",
+    "ade847": "ADE20K, 847 classes (A-847)",
     "pc59": "PASCAL-Context, 59 classes (PC-59)",
+    "pc459": "PASCAL-Context, 459 classes (PC-459)",
     "voc20": "PASCAL VOC 2012, 20 classes without background (PAS-20)",
 }
 """Name -> what it is."""
