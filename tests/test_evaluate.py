@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,32 @@ def test_the_seed_decides_and_the_larger_objects_are_drawn(root: Path) -> None:
     reference = sample_references(pool, ("0", "1", "2", "3", "4"), count=1, seed=0)[1][0]
     assert isinstance(reference.mask, np.ndarray)
     assert reference.mask.sum() == 54 * 90
+
+
+def test_outlines_small_objects_and_seen_names_stand_beside_miou(segmenter: Segmenter, root: Path) -> None:
+    data = FolderDataset(root, "val")
+    config = EvalConfig(prompts=("pictures",), refine=(False,))
+    report = evaluate(segmenter, data, config, pool=FolderDataset(root), training=["crimson, red"])
+    assert report.seen == (False, True, False)
+    row = json.loads(json.dumps(report.to_json(), allow_nan=False))["rows"][0]
+    assert row["training_names"]["seen"]["classes"] == row["training_names"]["unseen"]["classes"] == 1
+    assert row["training_names"]["seen"]["miou"] == row["per_class"]["red"]["iou"]
+    assert set(row["sizes"]) == {"medium"}  # a third of a photo, 64 x 64 pixels
+    assert row["sizes"]["medium"]["objects"] == 6
+    assert row["boundary"]["f_score"] > 0.5
+    header, _, figures = report.to_markdown().splitlines()
+    assert header.endswith("| boundary F | small found | seen mIoU | unseen mIoU |")
+    assert figures.split(" | ")[7] == "-"  # there is no small object
+
+
+def test_references_of_another_list_of_classes_are_refused(segmenter: Segmenter, root: Path, tmp_path: Path) -> None:
+    other = write_other(tmp_path / "other", root)
+    with pytest.raises(DataError, match="have other classes than the evaluated ones"):
+        evaluate(segmenter, FolderDataset(root, "val"), EvalConfig(), pool=FolderDataset(other))
+
+
+def write_other(folder: Path, root: Path) -> Path:
+    """The same photos, whose classes have other names."""
+    shutil.copytree(root, folder)
+    (folder / "classes.txt").write_text("background\nblue\nred\n")
+    return folder

@@ -1,4 +1,4 @@
-"""The options of `dpseg predict`, and those that several commands share: their names and their help."""
+"""The options of `dpseg predict`, those that several commands share, and some of `dpseg evaluate`: names and help."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+DEFAULT_BACKGROUND = 0.5
+"""The threshold of `--background auto`: below it the model holds a class for less likely than not."""
 
 CLASSES, RESULTS, MODEL = "What to look for", "Results", "Model"
 """Headings in the help."""
@@ -83,3 +86,23 @@ BatchSize = Annotated[
 Size = Annotated[
     int | None, typer.Option(help="Input size in pixels. Default: the model's own.", rich_help_panel=MODEL)
 ]
+
+DataSets = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAMES", help="Several of them, with commas: a150,pc59,data/clothing."),
+]
+Root = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the benchmarks' downloads were unpacked.")]
+Seen = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Names that training had, for mIoU over seen and unseen names."),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="DIR|FILE.json", help="Folder of the report and of what is counted; or a JSON file."
+    ),
+]
+Processes = Annotated[int, typer.Option(help="So many share the photos.")]
+Threads = Annotated[int | None, typer.Option(help="Of each process. Default: the cores are shared out.")]
+Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Count only the I-th of N parts, on one of N machines.")]
+Block = Annotated[int, typer.Option(help="Photos that are counted before their counts are written.")]

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage
 
-from dpseg.data.folder import FolderDataset
+from dpseg.data.labelled import LabelledSet
 from dpseg.errors import DataError
 from dpseg.prompts.visual import Reference
 
 
 def sample_references(
-    dataset: FolderDataset, excluded: Collection[str], count: int, seed: int
+    dataset: LabelledSet, excluded: Collection[str], count: int, seed: int
 ) -> dict[int, list[Reference]]:
-    """Draws reference pictures for every class of a data set.
+    """Draws reference pictures for every class of a data set, and cuts them out.
+
+    The arguments, the result and the errors are those of `draw_references` and `cut_references`.
+    """
+    return cut_references(dataset, draw_references(dataset, excluded, count, seed))
+
+
+def draw_references(
+    dataset: LabelledSet, excluded: Collection[str], count: int, seed: int
+) -> dict[int, tuple[int, ...]]:
+    """Draws the photos from which reference pictures of every class are cut.
 
     A class's objects are compared by area; the draw is among the larger half of those, so that the pictures show
-    something, and each comes from another photo. The largest connected region is the mask.
+    something, and each comes from another photo.
 
     Args:
         dataset: labelled photos.
@@ -27,12 +37,13 @@ def sample_references(
         seed: of the draw.
 
     Returns:
-        Class index -> references; classes that no photo shows are missing.
+        Class index -> indices of photos; classes that no photo shows are missing.
 
     Raises:
         DataError: no photo is left, or a mask is not usable.
     """
-    usable = [index for index, stem in enumerate(dataset.stems) if stem not in excluded]
+    left_out = set(excluded)
+    usable = [index for index, stem in enumerate(dataset.stems) if stem not in left_out]
     if not usable:
         raise DataError(
             f"{str(dataset.root)!r} has no photos for reference pictures besides the evaluated ones; evaluate a split,"
@@ -45,16 +56,32 @@ def sample_references(
             if value != dataset.ignore_index and not (value == 0 and dataset.background_line0):
                 areas.setdefault(value, []).append((area, index))
     random = np.random.default_rng(seed)
-    references: dict[int, list[Reference]] = {}
+    drawn: dict[int, tuple[int, ...]] = {}
     for value in sorted(areas):
         largest = sorted(areas[value], reverse=True)
         half = largest[: max(count, (len(largest) + 1) // 2)]
         chosen = random.choice(len(half), size=min(count, len(half)), replace=False)
-        references[value] = [_cut_out(dataset, half[number][1], value) for number in chosen.tolist()]
-    return references
+        drawn[value] = tuple(half[number][1] for number in chosen.tolist())
+    return drawn
 
 
-def _cut_out(dataset: FolderDataset, index: int, value: int) -> Reference:
+def cut_references(dataset: LabelledSet, drawn: Mapping[int, Sequence[int]]) -> dict[int, list[Reference]]:
+    """Cuts reference pictures out of photos; the largest connected region of the class is the mask.
+
+    Args:
+        dataset: labelled photos.
+        drawn: class index -> indices of photos that show it.
+
+    Returns:
+        Class index -> references.
+
+    Raises:
+        DataError: a mask is not usable.
+    """
+    return {value: [_cut_out(dataset, index, value) for index in photos] for value, photos in drawn.items()}
+
+
+def _cut_out(dataset: LabelledSet, index: int, value: int) -> Reference:
     components, number = ndimage.label(dataset.mask(index) == value)
     sizes = np.bincount(components.ravel(), minlength=number + 1)[1:]
     return Reference(dataset.image_paths[index], mask=components == 1 + int(sizes.argmax()))
