@@ -19,7 +19,7 @@ TINY = ModelConfig(
     encoder="tiny", image_size=64, templates=2, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), train_pool=2, heads=2
 )
 FUSIONS = ("average", "text", "visual", "cost_average", "cost_concat")
-GUIDANCES = ("visual234", "visual2", "none", "upsampled")
+GUIDANCES = ("visual234", "visual2", "none", "upsampled", "cost_chain")
 
 
 def build(config: ModelConfig = TINY) -> DPSeg:
@@ -51,6 +51,33 @@ def test_every_ablation_is_one_field_and_trains(fusion: str, guidance: str) -> N
     logits.square().mean().backward()
     unused = [name for name, p in model.decoder.named_parameters() if p.grad is None]
     assert unused == []
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, replace(TINY, spatial="depthwise9", guidance="cost_chain")], ids=["ours", "sed"]
+)
+def test_auxiliary_heads_see_what_the_stages_see_and_train_nothing_else(config: ModelConfig) -> None:
+    plain = build(config)
+    assert plain.decode_with_auxiliary(plain.encode(torch.rand(1, 3, 32, 32)), some_prompts(plain, 2))[1] == ()
+    model = build(replace(config, auxiliary_heads=True, logit_scale=5.0))
+    torch.nn.init.normal_(model.decoder.head.weight)
+    prompts, images = some_prompts(model, 4), torch.rand(2, 3, 64, 96)
+    logits, auxiliary = model.decode_with_auxiliary(model.encode(images), prompts)
+    torch.testing.assert_close(logits, model(images, prompts))
+    assert [tuple(part.shape) for part in auxiliary] == [(2, 4, 2, 3), (2, 4, 4, 6), (2, 4, 8, 12)]
+    sum(part.square().mean() for part in auxiliary).backward()  # type: ignore[union-attr]
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    heads = {f"decoder.auxiliary.{number}.{kind}" for number in range(3) for kind in ("weight", "bias")}
+    assert reached == heads == {name for name in model.state_dict() if "auxiliary" in name}
+
+
+def test_seds_decoder_runs_on_maps_of_any_size() -> None:
+    model = build(replace(TINY, fusion="text", spatial="depthwise9", guidance="cost_chain"))
+    prompts = some_prompts(model, 3)
+    pyramid = model.encode(torch.rand(1, 3, 64, 64))
+    odd = replace(pyramid, stages=tuple(stage[..., :-1] for stage in pyramid.stages))  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert model.decode(odd, prompts).shape == (1, 3, 16, 15)
 
 
 def test_permuting_the_classes_permutes_the_output() -> None:

@@ -70,7 +70,7 @@ def test_a_hub_id_is_fetched(saved: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert load_pretrained("somebody/some-model")[0].config == CONFIG
-    assert asked == [("somebody/some-model", ["config.json", "model.safetensors", "bank.safetensors"])]
+    assert asked == [("somebody/some-model", ["config.json", "model.safetensors", "bank.safetensors", "names.txt"])]
 
 
 def test_a_hub_that_does_not_answer_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ def load_photo(image: ImageLike, config: ModelConfig, stride: int, size: int | N
     """
     photo = load_image(image)
     source = str(image) if isinstance(image, str | Path) else None
-    return Photo(photo, prepare(photo, size or config.image_size, config.keep_aspect, stride), source)
+    tensor = prepare(photo, size or config.image_size, config.keep_aspect, stride, config.shortest_edge)
+    return Photo(photo, tensor, source)
 
 
 def photo_batches(

@@ -12,12 +12,15 @@ import torch
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError, did_you_mean
 from dpseg.model.dpseg import DPSeg
+from dpseg.model.sed import SED_MODELS
 from dpseg.prompts.bank import Bank
 
 MODELS = {
     "dpseg-lite": "ships with dpseg: EfficientNet-Lite0 and MiniLM, made for CPUs",
     "dpseg-base": "CLIP ConvNeXt-B, fetched when first used, without a trained decoder; needs the extra 'clip'",
     "dpseg-large": "CLIP ConvNeXt-L, fetched when first used, without a trained decoder; needs the extra 'clip'",
+    "sed-base": "SED on CLIP ConvNeXt-B, from its published checkpoint by 'dpseg convert sed'; needs the extra 'clip'",
+    "sed-large": "SED on CLIP ConvNeXt-L, from its published checkpoint by 'dpseg convert sed'; needs the extra 'clip'",
 }
 """Name -> what it is."""
 
@@ -48,6 +51,11 @@ def load_pretrained(name_or_path: str | Path) -> tuple[DPSeg, Bank | None]:
     """
     if str(name_or_path) in _UNTRAINED:
         return DPSeg(_UNTRAINED[str(name_or_path)]).eval(), None
+    if str(name_or_path) in SED_MODELS and not Path(name_or_path).is_dir():
+        raise WeightsError(
+            f"{name_or_path}: its weights are SED's; get the checkpoint that github.com/xb534/SED links to, run"
+            f" dpseg convert sed CHECKPOINT.pth --out {name_or_path}, and give that folder"
+        )
     folder = model_folder(name_or_path)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
@@ -114,7 +122,7 @@ def _fetch(hub_id: str) -> Path:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*_FILES, _BANK]))
+        return Path(snapshot_download(hub_id, allow_patterns=[*_FILES, _BANK, "names.txt"]))
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"no folder and no public model on the Hugging Face hub is {hub_id!r}; {did_you_mean(hub_id, MODELS)}"

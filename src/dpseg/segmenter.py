@@ -254,12 +254,14 @@ class Segmenter:
         prompts = self._usable(prompts)
         logits = self.model.decode(encoded.pyramid, prompts.embeddings)  # Inference I
         used = [prompts] * len(encoded.photos)
-        if refine:
+        if refine and self.model.reads_pictures:
             originals = [photo.crop_source() for photo in encoded.photos]
             logits, used = refine_prompts(self.model, originals, encoded.pyramid, prompts, logits, self.refinement)
         return [
             Segmentation(
-                labels=label_map(one, (photo.image.height, photo.image.width), background),
+                labels=label_map(
+                    one, (photo.image.height, photo.image.width), background, self.model.config.resize_scores
+                ),
                 names=prompts.names,
                 logits=one.float().cpu().numpy(),
                 image=photo.image,

@@ -33,6 +33,28 @@ class HybridDilatedBlock(nn.Module):
         return refined
 
 
+class DepthwiseBlock(nn.Module):
+    """Depthwise 9 x 9 convolution and an MLP, with a scaled residual (SED): (N, C, H, W) -> (N, C, H, W).
+
+    The block of ConvNeXt (Liu et al., CVPR 2022) with a larger kernel.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 9, padding=4, groups=width)
+        self.layer_norm = nn.LayerNorm(width, eps=1e-6)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refines (N, C, H, W)."""
+        y = self.layer_norm(self.conv(x).permute(0, 2, 3, 1))  # (N, H, W, C)
+        y = self.gamma * self.narrow(F.gelu(self.widen(y)))
+        refined: Tensor = x + y.permute(0, 3, 1, 2)
+        return refined
+
+
 class ClassAttention(nn.Module):
     """Self-attention across categories at each position, and an MLP (SED): equivariant to their order, for any K.
 
@@ -98,6 +120,13 @@ class GuidanceProjection(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+
+
+class CostUpsampling(nn.Sequential):
+    """Transposed convolution and ReLU that bring a cost volume to the next resolution, in a few channels (SED)."""
+
+    def __init__(self, inputs: int, outputs: int, factor: int) -> None:
+        super().__init__(nn.ConvTranspose2d(inputs, outputs, factor, stride=factor), nn.ReLU())
 
 
 def resize_to(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

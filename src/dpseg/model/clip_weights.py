@@ -112,9 +112,9 @@ def _fetch(repo: str) -> Path:
             get_hf_file_metadata(hf_hub_url(repo, name), timeout=_TIMEOUT)
             return Path(hf_hub_download(repo, name))
         except EntryNotFoundError as error:
-            reason = _one_line(error)  # a file that this repo lacks: try the next
+            reason = one_line(error)  # a file that this repo lacks: try the next
         except Exception as error:  # which types mean "no network" depends on the hub client's HTTP library
-            reason = _one_line(error)
+            reason = one_line(error)
             break
     raise WeightsError(
         f"cannot fetch the CLIP weights ({reason}); get {_FILES[0]} or {_FILES[1]} of the Hugging Face repo {repo}, "
@@ -158,7 +158,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways: pickle, zip, json and torch errors
-        reason = f"cannot read the weights in {path} ({_one_line(error)})"
+        reason = f"cannot read the weights in {path} ({one_line(error)})"
         raise WeightsError(f"{reason}; the file is damaged or of another kind, so get it again") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The first sentence of an error's text, with its type."""
     text = " ".join(str(error).split()).split(". ")[0]
     return f"{type(error).__name__}: {text[:160]}"

@@ -8,6 +8,8 @@ logits = decoder(F_c, E_j, F_v^j)                  one a category and position
 """
 
 # No `from __future__ import annotations`: HubModel's mixin looks at the real types of __init__'s arguments.
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
 from dpseg.model.decoder import Decoder, EncoderShape
 from dpseg.model.encoders import Encoder, Pyramid
 from dpseg.model.hub import HubModel
+from dpseg.model.preprocess import mirror, scaled_size
 from dpseg.prompts.prompt_set import PromptEmbeddings
 
 UNDECODED = -1e4
@@ -49,9 +52,25 @@ class DPSeg(HubModel):
         """
         return self.decode(self.encode(images), prompts)
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether visual prompts change the result; where they do not, as in SED, there is nothing to refine."""
+        return self.config.fusion != "text" or bool(self.decoder.guided)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes activations again in the backward pass (gradient checkpointing): less memory, more time."""
+        self.decoder.grad_checkpointing = enable
+        self.encoder.set_grad_checkpointing(enable)
+
     def encode(self, images: Tensor) -> Pyramid:
-        """Encodes images once, for any number of decodings."""
-        return self.encoder.pyramid(images)
+        """Encodes images once, for any number of decodings; when testing, in all views of the config."""
+        pyramid = self.encoder.pyramid(images)
+        if self.training or not self.config.mirrored_scales:
+            return pyramid
+        sizes = [
+            scaled_size(images.shape[-2:], scale, self.encoder.strides[3]) for scale in self.config.mirrored_scales
+        ]
+        return replace(pyramid, mirrored=tuple(self.encoder.pyramid(mirror(images, size)) for size in sizes))
 
     def decode(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
         """Decodes an encoded image; the arguments and the result are those of `forward`.
@@ -60,25 +79,49 @@ class DPSeg(HubModel):
             PromptError: The prompts have another number of templates than the model.
         """
         self._check(prompts)
-        cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)  # F_c
         limit = self.config.decode_classes
-        if limit is None or self.training or cost.shape[1] <= limit:
-            return self._decode(cost, pyramid, prompts)
+        count = prompts.text.shape[-3]
+        if limit is None or self.training or count <= limit:
+            return self._decode_views(pyramid, prompts)
+        cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)
         best = cost.mean(dim=2).amax(dim=(2, 3)).topk(limit, dim=1).indices  # (B, limit)
         rows = torch.arange(len(best), device=best.device)[:, None]
         batched = prompts.text.dim() == 4
-        some = self._decode(cost[rows, best], pyramid, prompts.map(lambda t: t[rows, best] if batched else t[best]))
-        logits = some.new_full((*cost.shape[:2], *some.shape[-2:]), UNDECODED)
+        some = self._decode_views(pyramid, prompts.map(lambda t: t[rows, best] if batched else t[best]))
+        logits = some.new_full((len(best), count, *some.shape[-2:]), UNDECODED)
         logits[rows, best] = some
         return logits
+
+    def decode_with_auxiliary(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Decodes all categories for training, and returns the auxiliary heads' logits too; see `decode`.
+
+        Returns:
+            What `decode` returns; and logits (B, K, H, W) at the resolution of each decoder stage's input, the coarsest
+            first; none where the config has no `auxiliary_heads`.
+        """
+        self._check(prompts)
+        cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)  # F_c
+        visual = visual_cost_volumes(pyramid.stages, prompts, self.decoder.guided)  # F_v^j
+        logits, auxiliary = self.decoder.with_auxiliary(cost, pyramid.stages, visual)
+        return self._with_baseline(logits, cost, prompts), auxiliary
 
     def packaged(self) -> tuple[str, ...]:
         """See `HubModel.packaged`: the encoder knows them."""
         return tuple(f"encoder.{prefix}" for prefix in self.encoder.packaged)
 
-    def _decode(self, cost: Tensor, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+    def _decode_views(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+        """Decodes each view, and averages their logits at the first one's resolution."""
+        logits = self._decode(pyramid, prompts)
+        for view in pyramid.mirrored:
+            logits = logits + resize_to(self._decode(view, prompts).flip(-1), logits.shape[-2:])
+        return logits / (1 + len(pyramid.mirrored))
+
+    def _decode(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+        cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)  # F_c
         visual = visual_cost_volumes(pyramid.stages, prompts, self.decoder.guided)  # F_v^j
-        logits: Tensor = self.decoder(cost, pyramid.stages, visual)
+        return self._with_baseline(self.decoder(cost, pyramid.stages, visual), cost, prompts)
+
+    def _with_baseline(self, logits: Tensor, cost: Tensor, prompts: PromptEmbeddings) -> Tensor:
         return logits if self.baseline is None else logits + self.baseline(cost, prompts, logits.shape[-2:])
 
     def _check(self, prompts: PromptEmbeddings) -> None:

@@ -20,10 +20,12 @@ class Pyramid:
     Attributes:
         stages: E_2, E_3, E_4: tensors (B, D_j, H_j, W_j), finest first.
         dense: E, (B, D, H_5, W_5): the embedding of each position in the joint space, not normalised.
+        mirrored: the same images left-right mirrored at other sizes, for testing with several views.
     """
 
     stages: tuple[Tensor, Tensor, Tensor]
     dense: Tensor
+    mirrored: tuple[Pyramid, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Encoder(Protocol):
 
     def project_visual(self, features: Tensor) -> Tensor:
         """Maps pooled visual features (..., F) to the joint space: V, (..., D). The identity for CLIP."""
+        ...
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes the image encoder's activations again in the backward pass, where it can: less memory, more time."""
         ...
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -26,6 +26,6 @@ def weights_fingerprint(label: str, tensors: Iterable[Tensor]) -> str:
     samples = []
     for tensor in tensors:
         values = tensor.detach().reshape(-1)
-        samples.append(values[:: max(1, len(values) // _SAMPLES)][:_SAMPLES].float())
+        samples.append(values[:: max(1, len(values) // _SAMPLES)][:_SAMPLES].float() + 0.0)  # -0.0 becomes 0.0
     content = torch.cat(samples).cpu().numpy().tobytes()
     return f"{label}-{hashlib.sha256(label.encode() + content).hexdigest()[:16]}"

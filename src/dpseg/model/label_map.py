@@ -15,7 +15,9 @@ TILE = 256
 
 
 @torch.inference_mode()
-def label_map(logits: Tensor, size: tuple[int, int], background: float | None = None) -> NDArray[np.int32]:
+def label_map(
+    logits: Tensor, size: tuple[int, int], background: float | None = None, resize_scores: bool = False
+) -> NDArray[np.int32]:
     """Labels each pixel with the class whose bilinearly resized logit is largest.
 
     Resizing all classes at once takes 40 GB for 847 classes on 12 megapixels. So the photo is labelled tile by tile,
@@ -26,6 +28,7 @@ def label_map(logits: Tensor, size: tuple[int, int], background: float | None = 
         size: height and width of the photo in pixels.
         background: in [0, 1]; pixels whose best score, sigmoid(logit), is below it get the label -1. None: no
             such pixels.
+        resize_scores: resize the scores, sigmoid(logit), in place of the logits (SED's protocol).
 
     Returns:
         (H, W) labels in [0, K), or -1.
@@ -35,6 +38,9 @@ def label_map(logits: Tensor, size: tuple[int, int], background: float | None = 
     limit = -math.inf
     if background is not None and background > 0:
         limit = math.inf if background >= 1 else math.log(background / (1 - background))
+    if resize_scores:
+        logits = logits.sigmoid()
+        limit = background if background is not None and 0 < background < 1 else limit
     rows = [_taps(top, min(top + TILE, height), height, logits.shape[1]) for top in range(0, height, TILE)]
     columns = [_taps(left, min(left + TILE, width), width, logits.shape[2]) for left in range(0, width, TILE)]
     labels = np.empty(size, dtype=np.int32)

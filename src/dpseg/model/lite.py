@@ -168,6 +168,9 @@ class LiteEncoder(nn.Module):
         adapted: Tensor = self.adapter(features - self.centre)
         return adapted
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Does nothing: its trained part keeps few activations."""
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Returns (the fine-tuned last stages, adapter and text residual)."""
         tuned = [] if self.tuned is None else list(self.tuned.parameters())

@@ -107,6 +107,9 @@ class TinyEncoder(nn.Module):
         """The identity."""
         return features
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Does nothing: its trained part keeps few activations."""
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Encoder.parameter_groups`: the trunk with `tune_encoder`, and the text projection."""
         return (list(self.trunk.parameters()) if self.tune_encoder else [], list(self.text_projection.parameters()))
