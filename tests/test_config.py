@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dpseg.commands.train import with_overrides
-from dpseg.config import DataSource, ModelConfig, TrainConfig, read_yaml
+from dpseg.config import DataSource, ModelConfig, TrainConfig
 from dpseg.errors import ConfigError
+from dpseg.plain_values import read_yaml
 
 
 def test_every_recipe_in_the_repo_loads() -> None:

@@ -18,7 +18,7 @@ from dpseg.pretrained import model_folder
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("predict", "evaluate", "train", "info")
+COMMANDS = ("predict", "evaluate", "train", "info", "data check", "data prepare", "convert sed")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -32,9 +32,15 @@ def shell_lines(text: str) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
+def command_of(words: list[str]) -> str:
+    """Returns the command of a line that begins with "dpseg": one word, or two such as "data check"."""
+    plain = [word for word in words[1:] if not word.startswith("-")]
+    return next((command for command in COMMANDS if plain[: len(command.split())] == command.split()), "")
+
+
 def help_options(capsys: pytest.CaptureFixture[str], *command: str) -> set[str]:
     """Returns the long options that `dpseg COMMAND --help` prints."""
-    assert run([*command, "--help"]) == 0
+    assert run([*" ".join(command).split(), "--help"]) == 0
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
 
 
@@ -90,7 +96,7 @@ def test_every_option_that_is_named_is_in_the_help(capsys: pytest.CaptureFixture
         text = page.read_text(encoding="utf-8")
         inline = [line.split() for line in re.findall(r"`(dpseg [^`\n]+)`", text)]
         for words in [words for words in [*shell_lines(text), *inline] if words[0] == "dpseg"]:
-            command = next((word for word in words[1:] if not word.startswith("-")), None)
+            command = command_of(words)
             for option in [word for word in words[1:] if word.startswith("--")]:
                 if command == "train" and option not in known[command]:
                     assert option[2:].replace("-", "_") in recipe, f"{page.name}: {shlex.join(words)}"
@@ -106,7 +112,11 @@ def test_every_dpseg_command_line_can_be_read() -> None:
     seen = set()
     for page in PAGES:
         for words in shell_lines(page.read_text(encoding="utf-8")):
-            if words[0] == "dpseg" and words[1] in COMMANDS:
-                program.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
-                seen.add(words[1])
+            path = command_of(words).split() if words[0] == "dpseg" else []
+            if path:
+                command = program
+                for word in path:
+                    command = command.commands[word]  # type: ignore[attr-defined]
+                command.make_context(path[-1], words[1 + len(path) :])
+                seen.add(" ".join(path))
     assert seen == set(COMMANDS)

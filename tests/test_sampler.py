@@ -28,13 +28,17 @@ def sampler(photos: list[LabelledPhoto], names: int, vocabularies: list[list[int
     config = TrainConfig.from_dict({**plain, **values})
     assert config.model == ModelConfig()
     corpus = Corpus(
-        tuple(map(str, range(names))), tuple(map(tuple, vocabularies)), (1.0,) * len(vocabularies), tuple(photos)
+        tuple(map(str, range(names))),
+        tuple(map(tuple, vocabularies)),
+        (1.0,) * len(vocabularies),
+        tuple(photos),
+        tuple(p.source for p in photos),
     )
     return Sampler(corpus, torch.eye(names), config)
 
 
 def drawn(one: Sampler, steps: int) -> Counter[int]:
-    return Counter(index for step in range(steps) for index in one.draw(step).photos)
+    return Counter(index for step in range(steps) for index in one[step].photos)
 
 
 def test_names_are_equally_likely_where_classes_are_balanced() -> None:
@@ -55,7 +59,7 @@ def test_pasted_objects_are_drawn_by_name() -> None:
 
 
 def pasted(one: Sampler, step: int) -> tuple[list[torch.Tensor], list[int]]:
-    batch = one.draw(step)
+    batch = one[step]
     return list(batch.labels), batch.photos
 
 
@@ -71,5 +75,5 @@ def test_categories_are_picked_in_the_given_order() -> None:
 
 def test_a_set_without_names_in_its_photos_still_gives_crops() -> None:
     empty = photo(NONE)
-    batch = sampler([empty, photo(RARE, 1)], 3, [[0], [1, 2]], class_balanced=1.0, paste=1.0).draw(0)
+    batch = sampler([empty, photo(RARE, 1)], 3, [[0], [1, 2]], class_balanced=1.0, paste=1.0)[0]
     assert len(batch.photos) == 8

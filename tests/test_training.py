@@ -15,7 +15,8 @@ from dpseg.model.dpseg import DPSeg
 from dpseg.training import losses
 from dpseg.training.corpus import IGNORE, NONE, load_corpus
 from dpseg.training.export import export
-from dpseg.training.loop import Setup, _harden, prepare, step_loss, train
+from dpseg.training.loop import Progress, Setup, Watch, launch, prepare
+from dpseg.training.loop import train as run_training
 from dpseg.training.sampler import Batch
 from miniature import write_set
 
@@ -51,6 +52,25 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
+def train(setup: Setup, resume: bool, watch: Watch | None = None, lines: list[str] | None = None) -> DPSeg:
+    log = quiet if lines is None else lines.append
+    return run_training(setup, launch(setup.config, "cpu"), resume, log, watch)
+
+
+class StopAfter:
+    """Interrupts a run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def start(self, step: int) -> None:
+        assert step < self.step
+
+    def add(self, progress: Progress) -> None:
+        if progress.step == self.step:
+            raise KeyboardInterrupt
+
+
 def weights(model: DPSeg) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -58,8 +78,8 @@ def weights(model: DPSeg) -> torch.Tensor:
 def test_a_model_learns_the_shapes(config: TrainConfig) -> None:
     config = replace(config, iterations=150, colour_jitter=0.1, paste=0.0, scale=(0.9, 1.2), checkpoint_minutes=9.0)
     setup = prepare(config, quiet)
-    model = train(setup, False, quiet)
-    batch = setup.sampler.draw(10_000)
+    model = train(setup, False)
+    batch = setup.sampler[10_000]
     tables = setup.prompts.tables(model.encoder, [], torch.Generator().manual_seed(0))
     prompts = setup.prompts.select(tables, batch, model.encoder, torch.Generator().manual_seed(0), True)
     with torch.no_grad():
@@ -71,34 +91,35 @@ def test_a_model_learns_the_shapes(config: TrainConfig) -> None:
 
 def test_a_resumed_run_equals_an_uninterrupted_one(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(config, ema=0.9)
-    whole = train(prepare(replace(config, out=str(tmp_path / "whole")), quiet), False, quiet)
-
-    def stop(line: str) -> None:
-        if line.startswith("step 4/"):
-            raise KeyboardInterrupt
-
+    whole = train(prepare(replace(config, out=str(tmp_path / "whole")), quiet), False)
     with pytest.raises(KeyboardInterrupt):
-        train(prepare(config, quiet), True, stop)
+        train(prepare(config, quiet), True, StopAfter(4))
     lines: list[str] = []
-    resumed = train(prepare(config, quiet), True, lines.append)
+    resumed = train(prepare(config, quiet), True, lines=lines)
     assert lines[0] == "resumed at step 3"
     assert torch.equal(weights(whole), weights(resumed))
 
 
 def test_bfloat16_changes_a_step_little(config: TrainConfig) -> None:
     setup = prepare(replace(config, hard_negatives=0.5), quiet)
-    batch = setup.sampler.draw(0)
-    plain, _ = step_loss(setup, batch, 0)
-    setup.config = replace(setup.config, precision="bf16")
-    rough, _ = step_loss(setup, batch, 0)
-    assert float(rough) != float(plain)
-    assert float(rough) == pytest.approx(float(plain), rel=0.02)
+    batch = setup.sampler[0]
+    with torch.no_grad():
+        plain = setup.step(batch, 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = setup.step(batch, 0)
+    assert set(plain) == {"ce", "bce", "aux"}
+    for name, part in plain.items():
+        assert float(rough[name].mean) != float(part.mean)
+        assert float(rough[name].mean) == pytest.approx(float(part.mean), rel=0.02)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(config: TrainConfig) -> None:
-    train(prepare(config, quiet), False, quiet)
+    train(prepare(config, quiet), False)
     with pytest.raises(ConfigError, match="another recipe"):
-        train(prepare(replace(config, lr=0.5), quiet), True, quiet)
+        train(prepare(replace(config, lr=0.5), quiet), True)
+    (Path(config.data_root) / "shapes" / "train.txt").write_text("photo0\nphoto1")
+    with pytest.raises(ConfigError, match="other photos"):
+        train(prepare(config, quiet), True)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig) -> None:
@@ -106,12 +127,12 @@ def test_a_loss_that_is_no_number_stops_the_run(config: TrainConfig) -> None:
     with torch.no_grad():
         next(setup.model.decoder.parameters()).fill_(torch.nan)
     with pytest.raises(ConfigError, match="loss is nan at step 0"):
-        train(setup, False, quiet)
+        train(setup, False)
 
 
 def test_an_exported_model_loads(config: TrainConfig, tmp_path: Path) -> None:
     setup = prepare(replace(config, iterations=1), quiet)
-    model = train(setup, False, quiet)
+    model = train(setup, False)
     again = DPSeg.from_pretrained(export(model, setup, tmp_path / "final"))
     torch.testing.assert_close(weights(again), weights(model), atol=2e-3, rtol=1e-3)
 
@@ -127,18 +148,18 @@ def test_names_held_out_are_neither_labels_nor_prompts(config: TrainConfig) -> N
 
 def test_batches_depend_on_the_step_alone(config: TrainConfig) -> None:
     setup = prepare(config, quiet)
-    first = setup.sampler.draw(3)
-    setup.sampler.draw(9)
-    again = setup.sampler.draw(3)
+    first = setup.sampler[3]
+    setup.sampler[9]
+    again = setup.sampler[3]
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.classes, again.classes)
-    assert not torch.equal(first.images, setup.sampler.draw(4).images)
+    assert not torch.equal(first.images, setup.sampler[4].images)
 
 
 def test_crops_keep_their_labels_in_place(config: TrainConfig) -> None:
     setup = prepare(replace(config, colour_jitter=0.0), quiet)
     for step in range(4):
-        batch = setup.sampler.draw(step)
+        batch = setup.sampler[step]
         small = batch.images[:, :, 2::4, 2::4]
         red = (small[:, 0] > 0.6) & (small[:, 1] < 0.3)
         inside = batch.labels == setup.corpus.names.index("red square")
@@ -147,7 +168,7 @@ def test_crops_keep_their_labels_in_place(config: TrainConfig) -> None:
 
 
 def test_present_classes_are_always_decoded(config: TrainConfig) -> None:
-    batch = prepare(config, quiet).sampler.draw(0)
+    batch = prepare(config, quiet).sampler[0]
     for labels, classes in zip(batch.labels, batch.classes, strict=True):
         present = set(labels.unique().tolist()) - {IGNORE, NONE}
         assert present <= set(classes.tolist())
@@ -158,10 +179,10 @@ def test_the_names_that_look_most_alike_are_the_others_that_are_decoded(config: 
     classes = Path(config.data_root) / "shapes" / "classes.txt"
     classes.write_text(classes.read_text() + "\nmug\nspoon\nwall\nlamp")
     setup = prepare(replace(config, classes=5, hard_negatives=1.0), quiet)
-    batch = setup.sampler.draw(0)
+    batch = setup.sampler[0]
     dense = torch.randn(2, setup.model.encoder.embed_dim, 4, 4, generator=torch.Generator().manual_seed(0))
     tables = setup.prompts.tables(setup.model.encoder, batch.photos, torch.Generator().manual_seed(0))
-    hard = _harden(setup, batch, tables, dense, torch.Generator().manual_seed(0))
+    hard = setup.step.harden(batch, tables, dense, torch.Generator().manual_seed(0))
     best = cosine_volume(dense, tables.text + tables.visual)[:, :, 0].amax(dim=(2, 3))
     for crop in range(2):
         present = {name for name in batch.labels[crop].unique().tolist() if name >= 0}
@@ -186,9 +207,18 @@ def test_a_photo_is_never_prompted_with_itself(config: TrainConfig) -> None:
     assert tables_have_no_leak(prepare(config, quiet), 2)
 
 
+def test_where_no_other_photo_shows_a_name_there_are_words_alone(config: TrainConfig) -> None:
+    setup = prepare(config, quiet)
+    everyone = list(range(len(setup.corpus.photos)))
+    tables = setup.prompts.tables(setup.model.encoder, everyone, torch.Generator().manual_seed(0))
+    assert not tables.has_visual.any()
+    assert not tables.visual.any()
+    assert tables.text.any()
+
+
 def test_some_photos_are_prompted_as_in_inference_two(config: TrainConfig) -> None:
     setup = prepare(replace(config, refined=1.0, false_finds=0.0), quiet)
-    encoder, batch = setup.model.encoder, setup.sampler.draw(0)
+    encoder, batch = setup.model.encoder, setup.sampler[0]
     tables = setup.prompts.tables(encoder, batch.photos, torch.Generator().manual_seed(0))
     prompts = setup.prompts.select(tables, batch, encoder, torch.Generator().manual_seed(0), True)
     regions = setup.prompts.regions
@@ -210,6 +240,8 @@ def test_binary_cross_entropy_counts_what_is_known() -> None:
         own=torch.tensor([[True, False]]),
         photos=[0],
         sources=[0],
+        everyone=[0],
+        part=slice(0, 1),
     )
     logits = torch.tensor([[[[2.0, -1.0, 5.0]], [[0.5, 3.0, 5.0]]]])
     target = losses.to_local(labels, batch.classes)
@@ -219,7 +251,7 @@ def test_binary_cross_entropy_counts_what_is_known() -> None:
         return float(torch.nn.functional.softplus(torch.tensor(x)))
 
     expected = (softplus(-2.0) + softplus(-1.0) + softplus(0.5)) / 3  # yes; own and none; no, for it has another label
-    assert float(losses.binary_cross_entropy(logits, target, batch)) == pytest.approx(expected)
+    assert float(losses.binary_cross_entropy(logits, target, batch).mean) == pytest.approx(expected)
 
 
 def test_class_weights_have_mean_one_and_favour_the_rare() -> None:

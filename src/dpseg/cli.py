@@ -12,12 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__
+from dpseg import __version__, cli_research
 from dpseg.commands import options
 from dpseg.errors import ConfigError, DPSegError
-
-DEFAULT_BACKGROUND = 0.5
-"""The threshold of `--background auto`: below it the model holds a class for less likely than not."""
 
 OUR_MISTAKE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
@@ -29,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_research.app)
 
 
 @app.callback()
@@ -84,72 +82,6 @@ def predict(
 
 
 @app.command()
-def evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder with images/, masks/ and classes.txt.")],
-    split: Annotated[str, typer.Option(help="Photos named in SPLIT.txt; all: every photo.")] = "val",
-    prompts: Annotated[
-        str, typer.Option(help="text, bank (text and the model's bank), pictures, both, with commas; or all.")
-    ] = "both",
-    refine: Annotated[str, typer.Option(metavar="off|on|both", help="Inference I, II, or a row for each.")] = "both",
-    names: Annotated[
-        str | None,
-        typer.Option(
-            "--names", "--vocabulary", metavar="NAME|FILE", help="Other words, a line for each line of classes.txt."
-        ),
-    ] = None,
-    ignore_background: Annotated[
-        bool,
-        typer.Option(
-            "--ignore-background/--count-background", help="Where line 0 is background: leave its pixels out, or not."
-        ),
-    ] = True,
-    background: Annotated[
-        float, typer.Option(help="With --count-background: pixels that score below it are background.")
-    ] = DEFAULT_BACKGROUND,
-    references: Annotated[int, typer.Option(help="Reference pictures a class, from photos outside the split.")] = 3,
-    seed: Annotated[int, typer.Option(help="Which reference pictures.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="So many photos only, spread over the split.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="JSON report, classes too.")] = None,
-    model: options.Model = "dpseg-lite",
-    untrained: Annotated[
-        bool, typer.Option("--untrained", help="Measure what the model was before training, the plain cosine.")
-    ] = False,
-    device: options.Device = None,
-    size: options.Size = None,
-) -> None:
-    """Measure a model on labelled photos: print a Markdown table."""
-    from dpseg.commands.evaluate import EvaluateOptions, prompt_kinds, refine_rows
-    from dpseg.commands.evaluate import evaluate as run_evaluate
-    from dpseg.config import EvalConfig
-
-    config = EvalConfig(
-        prompts=prompt_kinds(prompts),
-        refine=refine_rows(refine),
-        references=references,
-        seed=seed,
-        ignore_background=ignore_background,
-        background=background,
-        size=size,
-        limit=limit,
-    )
-    split_or_all = None if split == "all" else split
-    asked = EvaluateOptions(data, config, split_or_all, names, model, untrained, device, out)
-    raise typer.Exit(run_evaluate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def train(
-    context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Recipe, such as configs/lite.yaml.")],
-    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint, where there is one.")] = True,
-) -> None:
-    """Train a model; any field of the recipe can be changed with --field value."""
-    from dpseg.commands.train import train as run_train
-
-    raise typer.Exit(run_train(config, context.args, resume, Console(highlight=False)))
-
-
-@app.command()
 def info() -> None:
     """Print versions, models, and what is installed."""
     from dpseg.commands.info import info as lines
@@ -171,14 +103,14 @@ def _threshold(text: str | None) -> float | None:
     if text is None:
         return None
     if text.strip().lower() == "auto":
-        return DEFAULT_BACKGROUND
+        return options.DEFAULT_BACKGROUND
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
         raise ConfigError(
-            f"background {text!r} is no threshold; give a number from 0 to 1, or auto ({DEFAULT_BACKGROUND})"
+            f"background {text!r} is no threshold; give a number from 0 to 1, or auto ({options.DEFAULT_BACKGROUND})"
         )
     return value
 

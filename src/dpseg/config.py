@@ -1,63 +1,17 @@
-"""Frozen dataclasses that describe a model, a training run and an evaluation; YAML in and out."""
+"""Frozen dataclasses that describe a model, a training run and an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
-from dpseg.errors import ConfigError, did_you_mean
+from dpseg.plain_values import Loadable
 
 EncoderName = Literal["lite", "base", "large", "tiny"]
 Fusion = Literal["average", "text", "visual", "cost_average", "cost_concat"]
-Guidance = Literal["visual234", "visual2", "none", "upsampled"]
-Precision = Literal["32", "bf16"]
-
-
-class Loadable:
-    """A frozen dataclass that is read from plain values, as YAML and JSON hold them."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Builds the dataclass.
-
-        Args:
-            values: by field name; lists stand for tuples, mappings for nested dataclasses.
-
-        Raises:
-            ConfigError: A key is unknown, or a value is of another type or not among the choices.
-        """
-        types = get_type_hints(cls)
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown key {key!r} in {cls.__name__}; {did_you_mean(str(key), known)}")
-        return cls(**{key: _convert(f"{cls.__name__}.{key}", types[key], value) for key, value in values.items()})
-
-
-def _convert(where: str, kind: Any, value: Any) -> Any:
-    """Turns a plain value into one of the annotated type, or says what does not fit."""
-    options = get_args(kind)
-    if is_dataclass(kind) and isinstance(value, Mapping):
-        return kind.from_dict(value)  # type: ignore[union-attr]
-    if get_origin(kind) is Literal:
-        if value not in options:
-            raise ConfigError(f"{where} is {value!r}; give one of {', '.join(map(repr, options))}")
-        return value
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner = [options[0]] * len(value) if len(options) == 2 and options[1] is ... else list(options)
-        if len(inner) != len(value):
-            raise ConfigError(f"{where} needs {len(inner)} values, not {len(value)}")
-        return tuple(_convert(where, one, item) for one, item in zip(inner, value, strict=True))
-    if type(None) in options:
-        rest = next(option for option in options if option is not type(None))
-        return None if value is None else _convert(where, rest, value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise ConfigError(f"{where} is {value!r}; give a value of type {kind.__name__}")
-    return value
+Guidance = Literal["visual234", "visual2", "none", "upsampled", "cost_chain"]
+Spatial = Literal["hybrid_dilated", "depthwise9"]
+Precision = Literal["32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +22,15 @@ class ModelConfig(Loadable):
         encoder: which encoder; "lite" ships, "base" and "large" are CLIP ConvNeXt, "tiny" is random, for tests.
         image_size: side in pixels of the encoder's input: the square's, or the shorter side when `keep_aspect`.
         keep_aspect: keep the photo's proportions (lite) or stretch it to a square (SED's protocol).
+        shortest_edge: the photo's shorter side is first brought to so many pixels, and the result to the input size
+            without averaging (SED's protocol); None: at once, with averaging.
         templates: M, prompts a category, 1 to 80.
         fusion: how T and V meet: averaged as embeddings (the paper), one of them alone, or as two cost volumes that are
             averaged or concatenated (ablations).
         guidance: which visual cost volumes guide the decoder: F_v^{2,3,4} (the paper), F_v^2 alone, none, or an
-            upsampled F_c in their place (ablations).
+            upsampled F_c in their place (ablations), or F_c through a chain of transposed convolutions (SED).
+        spatial: the decoder's block that looks at a category's surroundings: hybrid dilated convolution (the paper) or
+            a depthwise 9 x 9 convolution (SED).
         widths: channels of a category's embedding: at the cost volume, then after each decoder stage.
         image_widths: channels to which E_4, E_3, E_2 are projected, one a stage.
         heads: heads of the attention across categories.
@@ -81,6 +39,12 @@ class ModelConfig(Loadable):
             at zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
         image_cost: the decoder also reads, at every position, the maximum and the mean of F_c over the photo: whether a
             category is likely to be in it at all (ours).
+        auxiliary_heads: each decoder stage has a head that predicts from its input, for an auxiliary loss and early
+            rejection of categories (SED).
+        resize_scores: a pixel's label is the category of the largest resized score, the logits' sigmoid (SED's
+            protocol), not of the largest resized logit.
+        mirrored_scales: when testing, the photo is also encoded mirrored at these multiples of its input size, and the
+            logits are averaged; none: it is seen once.
         decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
@@ -90,15 +54,20 @@ class ModelConfig(Loadable):
     encoder: EncoderName = "base"
     image_size: int = 768
     keep_aspect: bool = False
+    shortest_edge: int | None = None
     templates: int = 80
     fusion: Fusion = "average"
     guidance: Guidance = "visual234"
+    spatial: Spatial = "hybrid_dilated"
     widths: tuple[int, ...] = (128, 64, 32, 16)
     image_widths: tuple[int, ...] = (32, 16, 8)
     heads: int = 4
     train_pool: int = 2
     logit_scale: float = 0.0
     image_cost: bool = False
+    auxiliary_heads: bool = False
+    resize_scores: bool = False
+    mirrored_scales: tuple[float, ...] = ()
     decode_classes: int | None = None
     tune_encoder: bool = True
     text_names: int = 0
@@ -157,12 +126,15 @@ class DataSource(Loadable):
     """A data set that training draws from.
 
     Attributes:
-        name: folder below `TrainConfig.data_root`, with images/, masks/, classes.txt and train.txt.
+        name: what `dpseg.data.benchmarks.open_dataset` opens below `TrainConfig.data_root`: a benchmark such as
+            "cocostuff", or a folder with images/, masks/, classes.txt and train.txt.
         weight: how often a photo is drawn from it, relative to the others, above 0.
+        split: which of its photos; "train" but for trials.
     """
 
     name: str
     weight: float = 1.0
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -172,12 +144,12 @@ class TrainConfig(Loadable):
     Attributes:
         model: what is trained.
         data_root: folder that holds the data sets.
-        data: which data sets; only their train split is read.
+        data: which data sets.
         exemplars: folders below `data_root` with one folder of pictures a name, for the bank.
         out: folder of checkpoints, logs and the final model.
         seed: of every random choice.
         iterations: optimizer steps.
-        batch_size: photos a step.
+        batch_size: photos a step, of all processes together.
         crop: side of a training crop in pixels.
         photo_size: the shorter side to which a photo is brought before cropping, in pixels, before the scale jitter.
         scale: smallest and largest factor of the scale jitter.
@@ -204,10 +176,20 @@ class TrainConfig(Loadable):
         cross_entropy: weight of the softmax cross-entropy over the K categories.
         bce: weight of the binary cross-entropy.
         auxiliary: weight of the cross-entropy of the plain cosines with T, V and R over the whole vocabulary.
+        heads: weight of the binary cross-entropy of the auxiliary heads, where the model has them; it trains nothing
+            but them.
         retention: weight of keeping the frozen classifier's opinion at each position (lite).
         class_balance: a class with a share a of the labelled pixels weighs a ** -class_balance, 0 to 1.
         ema: decay of the averaged weights that are kept; 0: none.
-        precision: "bf16": matrix products and convolutions of a step in bfloat16 (autocast); weights stay in "32".
+        precision: "bf16" or "fp16": matrix products and convolutions of a step in half precision (autocast, and for
+            fp16 scaled gradients); weights stay in single precision.
+        grad_checkpointing: compute activations again in the backward pass: less memory, more time.
+        channels_last: keep feature maps with channels innermost, which suits convolutions on GPUs.
+        start_from: folder of a model from which every tensor that fits is taken, such as a converted SED; None: none.
+        workers: processes that read and crop photos ahead; 0: the training process itself does.
+        in_memory: all photos are read at the start and kept, so a damaged one stops the run there; else each is read
+            when it is drawn, and damaged ones are counted and replaced.
+        regions_per_class: so many objects of a name become visual prompts, of photos in random order; 0: all objects.
         hold_out: names whose pixels and prompts training never sees.
         checkpoint_minutes: between checkpoints.
         log_steps: between log lines.
@@ -244,31 +226,17 @@ class TrainConfig(Loadable):
     cross_entropy: float = 1.0
     bce: float = 0.5
     auxiliary: float = 0.5
+    heads: float = 0.0
     retention: float = 0.5
     class_balance: float = 0.3
     ema: float = 0.998
     precision: Precision = "32"
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    start_from: str | None = None
+    workers: int = 0
+    in_memory: bool = True
+    regions_per_class: int = 0
     hold_out: tuple[str, ...] = ()
     checkpoint_minutes: float = 3.0
     log_steps: int = 20
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Reads a recipe.
-
-    Raises:
-        ConfigError: The file is missing, or is not a YAML mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the recipe {str(path)!r} ({error.strerror}); give a file such as configs/lite.yaml"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no mapping of settings; see configs/lite.yaml")
-    return values

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
-from dpseg.config import TrainConfig, read_yaml
+from dpseg.commands.progress import progress
+from dpseg.config import TrainConfig
 from dpseg.errors import ConfigError
+from dpseg.files import write_atomically
+from dpseg.plain_values import read_yaml
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from dpseg.model.dpseg import DPSeg
+    from dpseg.training.loop import Log, Progress, Setup
+    from dpseg.training.record import Record
 
 
 def with_overrides(values: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -41,31 +53,108 @@ def with_overrides(values: dict[str, Any], words: Sequence[str]) -> dict[str, An
     return result
 
 
-def train(recipe: Path, overrides: Sequence[str], resume: bool, console: Console) -> int:
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `dpseg train`.
+
+    Attributes:
+        recipe: YAML file.
+        overrides: as `with_overrides`.
+        resume: go on from the run's last checkpoint, where there is one.
+        devices: so many processes on this machine, one a device.
+        accelerator: "auto", "cpu", "cuda", ...
+        nodes: so many machines.
+    """
+
+    recipe: Path
+    overrides: Sequence[str] = ()
+    resume: bool = True
+    devices: int = 1
+    accelerator: str = "auto"
+    nodes: int = 1
+
+
+def train(options: TrainOptions, console: Console) -> int:
     """Trains, and writes the model and its bank to the folder `final` of the run.
 
     Args:
-        recipe: YAML file.
-        overrides: as `with_overrides`.
-        resume: go on from the run's last checkpoint.
-        console: told a line at a time.
+        options: what the user asked for.
+        console: told a line at a time; on a terminal it has a bar besides.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        DPSegError: the user's mistake.
     """
-    config = TrainConfig.from_dict(with_overrides(read_yaml(recipe), overrides))
-    from dpseg.training.export import export
-    from dpseg.training.loop import prepare
-    from dpseg.training.loop import train as run
+    config = TrainConfig.from_dict(with_overrides(read_yaml(options.recipe), options.overrides))
+    from dpseg.training.loop import launch, prepare
 
     start = time.monotonic()
+    fabric = launch(config, options.accelerator, options.devices, options.nodes)
 
     def log(line: str) -> None:
-        console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+        if fabric.is_global_zero:
+            console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, soft_wrap=True)
 
-    setup = prepare(config, log)
-    (Path(config.out) / "recipe.yaml").write_text(yaml.safe_dump(_plain(setup.config)), encoding="utf-8")
-    model = run(setup, resume, log)
-    folder = export(model, setup, Path(config.out) / "final")
-    log(f"{folder}: trained in {time.monotonic() - start:.0f} s")
+    setup = prepare(config, log, fabric)
+    model = _run(setup, fabric, options.resume, log, console)
+    if fabric.is_global_zero:
+        from dpseg.training.export import export
+
+        folder = export(model, setup, Path(config.out) / "final")
+        log(f"{folder}: trained in {time.monotonic() - start:.0f} s")
     return 0
+
+
+def _run(setup: Setup, fabric: Fabric, resume: bool, log: Log, console: Console) -> DPSeg:
+    """Trains; the first process keeps a record."""
+    from dpseg.training.loop import train as run
+    from dpseg.training.record import Record, describe_run, write_run
+
+    if not fabric.is_global_zero:
+        return run(setup, fabric, resume, log)
+    config, folder = setup.config, Path(setup.config.out)
+    write_atomically(folder / "recipe.yaml", yaml.safe_dump(_plain(config)).encode())
+    write_run(folder, describe_run(fabric.world_size, fabric.device.type))
+    watch = _Watch(Record(folder, config.log_steps), config.iterations, log, console)
+    try:
+        return run(setup, fabric, resume, log, watch)
+    finally:
+        watch.close()
+
+
+class _Watch:
+    """Shows a bar on a terminal and lines elsewhere, and keeps a record."""
+
+    def __init__(self, record: Record, iterations: int, log: Log, console: Console) -> None:
+        self.record = record
+        self.iterations = iterations
+        self.log = log
+        self.console = console
+        self.bar = ExitStack()
+        self.advance: Callable[[], None] = lambda: None
+
+    def start(self, step: int) -> None:
+        """Begins at `step`."""
+        self.record.start(step)
+        self.advance = self.bar.enter_context(progress(self.console, self.iterations - step, "steps"))
+
+    def add(self, now: Progress) -> None:
+        """Takes a step."""
+        self.advance()
+        row = self.record.add(now)
+        if row is not None:
+            parts = " ".join(f"{name} {row[name]:.3f}" for name in now.parts)
+            left = (self.iterations - now.step) * row["seconds_a_step"] / 60
+            skipped = f", {now.skipped} photos skipped" if now.skipped else ""
+            pace = f"{row['seconds_a_step']:.2f} s/step, {left:.0f} min left{skipped}"
+            self.log(f"step {now.step}/{self.iterations} loss {row['loss']:.3f} ({parts}) {pace}")
+
+    def close(self) -> None:
+        """Ends the bar and the record."""
+        self.bar.close()
+        self.record.close()
 
 
 def _plain(config: TrainConfig) -> Any:

@@ -36,6 +36,7 @@ def export(model: DPSeg, setup: Setup, folder: Path) -> Path:
     write_atomically(folder / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
     config = json.dumps({"config": dataclasses.asdict(model.config)}, indent=2)
     write_atomically(folder / "config.json", config.encode())
+    write_atomically(folder / "names.txt", ("\n".join(setup.corpus.names) + "\n").encode())
     if isinstance(model.encoder, LiteEncoder):
         build_bank(model.encoder, setup.corpus, setup.regions, setup.config).save(folder / "bank.safetensors")
     return folder

@@ -1,40 +1,75 @@
-"""One explicit training loop: draw, encode, decode, compare, step; checkpoints that resume."""
+"""One explicit training loop on lightning-fabric: draw, encode, decode, compare, step; checkpoints that resume."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from dpseg.config import TrainConfig
-from dpseg.errors import ConfigError
-from dpseg.files import make_folder, write_atomically
-from dpseg.model.cost_volume import cosine_volume
+from dpseg.errors import ConfigError, MissingExtraError
+from dpseg.files import make_folder
 from dpseg.model.dpseg import DPSeg
-from dpseg.model.encoders import Pyramid
 from dpseg.model.lite import LiteEncoder
+from dpseg.model.warm_start import warm_start
 from dpseg.prompts.text import parse_class, templates
-from dpseg.training import losses
+from dpseg.training.checkpoint import CHECKPOINT, State, restore, save
 from dpseg.training.corpus import Corpus, load_corpus
 from dpseg.training.lite_setup import fit_encoder
-from dpseg.training.prompt_tables import PromptSource, PromptTables
+from dpseg.training.prompt_tables import PromptSource
 from dpseg.training.regions import Regions, encode_regions
-from dpseg.training.sampler import LABEL_STRIDE, Batch, Sampler
+from dpseg.training.sampler import Batch, Sampler, Share
+from dpseg.training.step import Losses, TrainingStep
 
-CHECKPOINT = "checkpoint.pt"
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Log = Callable[[str], None]
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Attributes:
+        step: so many steps are done.
+        loss: of all processes' crops.
+        parts: of the loss, weighted.
+        lr: of the decoder.
+        skipped: so many photos could not be read so far.
+    """
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    skipped: int
+
+
+class Watch(Protocol):
+    """Sees a run's steps."""
+
+    def start(self, step: int) -> None:
+        """Is told how many steps were done before."""
+        ...
+
+    def add(self, progress: Progress) -> None:
+        """Is told of each step."""
+        ...
 
 
 @dataclass(eq=False)
@@ -48,6 +83,7 @@ class Setup:
         model: to be trained.
         sampler: draws batches.
         prompts: makes their prompts.
+        step: the module that computes a step's losses.
     """
 
     config: TrainConfig
@@ -57,20 +93,51 @@ class Setup:
     sampler: Sampler
     prompts: PromptSource
 
-    def own_names(self, sources: list[int]) -> Tensor:
-        """Returns (B, N) bool: which names are of the vocabularies of B data sets."""
-        own = torch.zeros(len(sources), len(self.corpus.names), dtype=torch.bool)
-        for row, source in zip(own, sources, strict=True):
-            row[list(self.corpus.vocabularies[source])] = True
-        return own
+    def __post_init__(self) -> None:
+        self.step = TrainingStep(self.model, self.config, self.corpus, self.sampler, self.prompts)
 
 
-def prepare(config: TrainConfig, log: Log) -> Setup:
+def launch(config: TrainConfig, accelerator: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+    """Starts the processes of a run: one a device. Under torchrun, those that it started are taken as they are.
+
+    Args:
+        config: names the precision.
+        accelerator: "auto", "cpu", "cuda", ...
+        devices: so many on each machine.
+        nodes: so many machines.
+
+    Raises:
+        MissingExtraError: lightning-fabric is not installed.
+        ConfigError: The batch cannot be shared equally, or the device is not there.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
+    except ImportError as error:
+        raise MissingExtraError("training needs lightning-fabric: pip install 'dpseg[train]'") from error
+    if config.batch_size % (devices * nodes):
+        raise ConfigError(f"batch_size {config.batch_size} cannot be shared by {devices * nodes} processes equally")
+    try:
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=DDPStrategy(find_unused_parameters=True) if devices * nodes > 1 else "auto",
+            precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot train on {devices} x {accelerator}: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def prepare(config: TrainConfig, log: Log, fabric: Fabric | None = None) -> Setup:
     """Reads the photos, builds the model and encodes everything frozen.
 
     Args:
         config: the recipe.
         log: told what goes on.
+        fabric: the processes; None: this one, on the CPU.
     """
     torch.manual_seed(config.seed)
     corpus = load_corpus(config)
@@ -78,17 +145,29 @@ def prepare(config: TrainConfig, log: Log) -> Setup:
     lite = config.model.encoder == "lite"
     config = replace(config, model=replace(config.model, text_names=len(corpus.names) if lite else 0))
     model = DPSeg(config.model)
+    device = torch.device("cpu") if fabric is None else fabric.device
+    model.set_grad_checkpointing(config.grad_checkpointing)
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # activations follow the weights
     encoder = model.encoder
     text = _text_features(encoder.text_features, corpus, config.model.templates)
     names = F.normalize(encoder.text_features([name.split(",")[0] for name in corpus.names]), dim=-1)
     make_folder(Path(config.out))
     start = time.monotonic()
-    regions = encode_regions(corpus, encoder, Path(config.out) / "regions.safetensors")
+    with nullcontext() if fabric is None else fabric.rank_zero_first():  # the others read what it encoded
+        cache = Path(config.out) / "regions.safetensors"
+        regions = encode_regions(corpus, encoder, cache, config.regions_per_class, config.seed, device)
     log(f"{len(regions.names)} objects as visual prompts ({time.monotonic() - start:.0f} s)")
     if isinstance(encoder, LiteEncoder):
         fit_encoder(encoder, text[:, 0], regions)
-    sampler = Sampler(corpus, names, config)
-    return Setup(config, corpus, regions, model, sampler, PromptSource(text, regions, config))
+    if config.start_from is not None:
+        taken = warm_start(model, Path(config.start_from))
+        counts = f"{len(taken.taken)} tensors taken, {len(taken.kept)} kept, {len(taken.unused)} unused"
+        log(f"started from {config.start_from}: {counts}")
+    share = None if fabric is None else Share(fabric.global_rank, fabric.world_size)
+    sampler = Sampler(corpus, names.cpu(), config, share)
+    return Setup(config, corpus, regions, model, sampler, PromptSource(text, regions.to(device), config))
 
 
 @torch.no_grad()
@@ -100,64 +179,6 @@ def _text_features(encode: Callable[[list[str]], Tensor], corpus: Corpus, count:
         features = torch.stack([encode([t.format(s) for t in templates(count)]) for s in synonyms])
         rows.append(F.normalize(features.mean(dim=0), dim=-1))
     return torch.stack(rows)
-
-
-def step_loss(setup: Setup, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-    """Returns the loss of a batch and its parts.
-
-    Args:
-        setup: the run.
-        batch: training crops.
-        step: seeds the choice of prompts.
-    """
-    config, model = setup.config, setup.model
-    random = torch.Generator().manual_seed(config.seed * 7_919 + step)
-    tables = setup.prompts.tables(model.encoder, batch.photos, random)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-        pyramid = model.encode(batch.images)
-        if config.hard_negatives > 0:
-            batch = _harden(setup, batch, tables, pyramid.dense.detach(), random)
-        prompts = setup.prompts.select(tables, batch, model.encoder, random, step >= config.refined_from)
-        logits = model.decode(pyramid, prompts).float()
-        parts = _decoder_losses(config, logits, batch)
-        if config.auxiliary > 0:
-            jump = model.encoder.strides[3] // LABEL_STRIDE
-            coarse = batch.labels[:, jump // 2 :: jump, jump // 2 :: jump]
-            balance = losses.class_weights(coarse, config.class_balance)
-            allowed = setup.own_names(batch.sources)
-            parts["aux"] = config.auxiliary * losses.auxiliary_loss(pyramid.dense, tables, allowed, coarse, balance)
-        if config.retention > 0 and isinstance(model.encoder, LiteEncoder):
-            parts["keep"] = config.retention * _retention(model.encoder, pyramid)
-    return torch.stack(list(parts.values())).sum(), {name: float(part.detach()) for name, part in parts.items()}
-
-
-def _decoder_losses(config: TrainConfig, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-    logits = F.interpolate(logits, batch.labels.shape[-2:], mode="bilinear", align_corners=False)
-    target = losses.to_local(batch.labels, batch.classes)
-    weights = losses.class_weights(batch.labels, config.class_balance)
-    return {
-        "ce": config.cross_entropy * losses.cross_entropy(logits, target, weights),
-        "bce": config.bce * losses.binary_cross_entropy(logits, target, batch),
-    }
-
-
-def _retention(encoder: LiteEncoder, pyramid: Pyramid) -> Tensor:
-    with torch.no_grad():
-        frozen = encoder.late(pyramid.stages[2]) - encoder.centre[:, None, None]
-    return losses.retention_loss(pyramid.dense, frozen, encoder.text_map.vectors)
-
-
-@torch.no_grad()
-def _harden(setup: Setup, batch: Batch, tables: PromptTables, dense: Tensor, random: torch.Generator) -> Batch:
-    """Picks a crop's categories again: of its set's names that it lacks, those with the best maximum of F_c come first.
-
-    Testing decodes exactly those (`ModelConfig.decode_classes`), and random ones are too easy to learn much from.
-    """
-    best = cosine_volume(dense, tables.text.mean(dim=1, keepdim=True) + tables.visual)[:, :, 0].amax(dim=(2, 3))
-    hard = torch.rand(best.shape, generator=random) < setup.config.hard_negatives
-    order = torch.where(hard & setup.own_names(batch.sources), 2 + best, torch.rand(best.shape, generator=random))
-    classes, own = setup.sampler.pick_classes(batch.labels, batch.sources, order)
-    return replace(batch, classes=classes, own=own)
 
 
 def build_optimizer(model: DPSeg, config: TrainConfig) -> tuple[AdamW, LambdaLR]:
@@ -180,97 +201,86 @@ def build_optimizer(model: DPSeg, config: TrainConfig) -> tuple[AdamW, LambdaLR]
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def train(setup: Setup, resume: bool, log: Log) -> DPSeg:
-    """Trains a model, and returns it with its averaged weights.
+def train(setup: Setup, fabric: Fabric, resume: bool, log: Log, watch: Watch | None = None) -> DPSeg:
+    """Trains a model, and returns it with its averaged weights where the recipe averages them.
 
     Args:
         setup: of `prepare`; checkpoints go to its recipe's `out`.
+        fabric: of `launch`.
         resume: go on from the last checkpoint there, if there is one.
         log: told a line at a time.
+        watch: told of the steps.
 
     Raises:
-        ConfigError: The checkpoint is of another recipe, or the loss is no longer a number.
+        ConfigError: The checkpoint is of another recipe or other photos, or the loss is no longer a number.
+        DataError: Too many photos in a row cannot be read.
         OutputError: A checkpoint cannot be written.
     """
-    config, model = setup.config, setup.model
-    optimizer, schedule = build_optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema > 0 else None
+    config = setup.config
+    data = setup.corpus.digest()
+    optimizer, schedule = build_optimizer(setup.model, config)
+    average = AveragedModel(setup.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema > 0 else None
+    step, optimizer = fabric.setup(setup.step, optimizer)
+    if average is not None:
+        average.to(fabric.device)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = State(setup.model, optimizer, schedule, average, scaler)
     checkpoint = Path(config.out) / CHECKPOINT
-    first = 0
     if resume and checkpoint.is_file():
-        first = _restore(checkpoint, setup, optimizer, schedule, average)
-        log(f"resumed at step {first}")
-    model.train()
-    started = saved = time.monotonic()
-    for step in range(first, config.iterations):
-        loss, parts = step_loss(setup, setup.sampler.draw(step), step)
-        if not torch.isfinite(loss):
-            raise ConfigError(f"the loss is {float(loss.detach())} at step {step}; lower lr, then resume with --resume")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], config.clip_norm)
-        optimizer.step()
-        schedule.step()
-        if average is not None:
-            average.update_parameters(model)
-        if (step + 1) % config.log_steps == 0:
-            _report(config, step + 1, first, started, loss, parts, log)
-        if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            _save(checkpoint, step + 1, setup, optimizer, schedule, average)
+        restore(checkpoint, state, config, data)
+        log(f"resumed at step {state.step}")
+    if watch is not None:
+        watch.start(state.step)
+    step.train()
+    saved = time.monotonic()
+    for batch in _batches(setup, state.step):
+        progress = _advance(fabric, step, state, setup, batch)
+        if watch is not None:
+            watch.add(progress)
+        if fabric.is_global_zero and time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            save(checkpoint, state, config, data)
             saved = time.monotonic()
-    _save(checkpoint, config.iterations, setup, optimizer, schedule, average)
-    final: nn.Module = average.module if average is not None else model
-    assert isinstance(final, DPSeg)
-    return final.eval()
+    if fabric.is_global_zero:
+        save(checkpoint, state, config, data)
+    return state.averaged.eval()
 
 
-def _report(
-    config: TrainConfig, step: int, first: int, started: float, loss: Tensor, parts: dict[str, float], log: Log
-) -> None:
-    pace = (time.monotonic() - started) / (step - first)
-    details = " ".join(f"{name} {value:.3f}" for name, value in parts.items())
-    left = f"{pace:.2f} s/step, {pace * (config.iterations - step) / 60:.0f} min left"
-    log(f"step {step}/{config.iterations} loss {float(loss.detach()):.3f} ({details}) {left}")
+def _batches(setup: Setup, first: int) -> Iterator[Batch]:
+    """Yields the batches from a step on, drawn by the recipe's workers."""
+    workers = setup.config.workers
+    loader: DataLoader[Batch] = DataLoader(
+        setup.sampler,
+        batch_size=None,
+        sampler=range(first, setup.config.iterations),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    yield from loader
 
 
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    """Returns what training changes, and the fitted buffers."""
-    assert isinstance(module, DPSeg)
-    return module.saved_state()
-
-
-def _save(
-    path: Path,
-    step: int,
-    setup: Setup,
-    optimizer: AdamW,
-    schedule: LambdaLR,
-    average: AveragedModel | None,
-) -> None:
-    state = {
-        "step": step,
-        "config": json.dumps(asdict(setup.config), sort_keys=True),
-        "model": _trained(setup.model),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "average": None if average is None else (_trained(average.module), int(average.n_averaged)),
-    }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _restore(path: Path, setup: Setup, optimizer: AdamW, schedule: LambdaLR, average: AveragedModel | None) -> int:
-    state = torch.load(path, weights_only=True)
-    if state["config"] != json.dumps(asdict(setup.config), sort_keys=True):
-        raise ConfigError(f"{path} was written by another recipe; give another out:, or delete it to start again")
-    setup.model.load_saved_state(state["model"], str(path))
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    if average is not None and state["average"] is not None:
-        module = average.module
-        assert isinstance(module, DPSeg)
-        module.load_saved_state(state["average"][0], str(path))
-        average.n_averaged.fill_(state["average"][1])
-    step: int = state["step"]
-    return step
+def _advance(fabric: Fabric, step: torch.nn.Module, state: State, setup: Setup, batch: Batch) -> Progress:
+    """Takes one step."""
+    config = setup.config
+    parts: Losses = step(batch.to(fabric.device), state.step)
+    weights = setup.step.weights
+    counts = torch.stack([part.weight for part in parts.values()])
+    counts = torch.as_tensor(fabric.all_reduce(counts, reduce_op="mean")).clamp_min(1e-6)
+    shares = torch.stack([weights[name] * part.total for name, part in parts.items()]) / counts
+    shown = torch.as_tensor(fabric.all_reduce(shares.detach(), reduce_op="mean"))
+    if not torch.isfinite(shown).all():
+        raise ConfigError(
+            f"the loss is {float(shown.sum())} at step {state.step}; lower lr, then go on from the last checkpoint"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    fabric.backward(shares.sum())  # averaged over processes, this is the gradient of the whole batch's means
+    if config.clip_norm > 0:
+        fabric.clip_gradients(step, state.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+    state.optimizer.step()
+    lr = float(state.schedule.get_last_lr()[0])
+    state.schedule.step()
+    if state.average is not None:
+        state.average.update_parameters(setup.model)
+    state.step += 1
+    state.skipped += len(batch.skipped)
+    values = dict(zip(parts, shown.tolist(), strict=True))
+    return Progress(state.step, sum(values.values()), values, lr, state.skipped)

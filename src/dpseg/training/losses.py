@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,28 +24,46 @@ def to_local(labels: Tensor, classes: Tensor) -> Tensor:
 
 
 def class_weights(labels: Tensor, balance: float) -> Tensor:
-    """Weighs pixels so that rare classes count more: (B, h, w), 0 where a label is negative, mean 1 elsewhere.
+    """Weighs pixels so that rare classes count more: (B, h, w), 0 where a label is negative, a crop's mean is 1.
 
     Args:
         labels: (B, h, w).
         balance: a class with a share a of its crop's labelled pixels weighs a ** -balance.
     """
-    weights = torch.zeros(labels.shape)
+    weights = torch.zeros(labels.shape, device=labels.device)
     for one, weight in zip(labels, weights, strict=True):
         values, inverse, counts = one.unique(return_inverse=True, return_counts=True)
-        share = counts / max(1, int(counts[values >= 0].sum()))
-        weight.copy_(torch.where(values >= 0, share.pow(-balance), 0.0)[inverse])
-    return weights * ((weights > 0).sum() / weights.sum().clamp_min(1e-6))
+        share = counts / counts[values >= 0].sum().clamp_min(1)
+        each = torch.where(values >= 0, share.pow(-balance), 0.0)
+        weight.copy_((each * counts[values >= 0].sum() / (each * counts).sum().clamp_min(1e-6))[inverse])
+    return weights
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+class Weighted(NamedTuple):
+    """A mean in two parts, so that several processes can share it.
+
+    Attributes:
+        total: (), the weighted sum.
+        weight: (), the sum of the weights, without gradient.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, (); 0 of nothing."""
+        return self.total / self.weight.clamp_min(1e-6)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Weighted:
     """Weighted softmax cross-entropy over K; pixels with a negative target do not count."""
     weights = weights * (target >= 0)
     losses = F.cross_entropy(logits, target.clamp_min(IGNORE), ignore_index=IGNORE, reduction="none")
-    return (losses * weights).sum() / weights.sum().clamp_min(1.0)
+    return Weighted((losses * weights).sum(), weights.sum())
 
 
-def binary_cross_entropy(logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+def binary_cross_entropy(logits: Tensor, target: Tensor, batch: Batch) -> Weighted:
     """Per-pixel BCE of each category, with ignore (the paper's loss).
 
     A pixel says of a category: yes; no, because it has another label; no, because its data set labels that category and
@@ -54,14 +74,14 @@ def binary_cross_entropy(logits: Tensor, target: Tensor, batch: Batch) -> Tensor
         target: (B, h, w), positions in the K categories, as `to_local` returns them.
         batch: with labels of the same size.
     """
-    positions = torch.arange(logits.shape[1])[None, :, None, None]
+    positions = torch.arange(logits.shape[1], device=logits.device)[None, :, None, None]
     positive = target[:, None] == positions
     known = (batch.labels[:, None] >= 0) | ((batch.labels[:, None] == NONE) & batch.own[..., None, None])
     losses = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
-    return (losses * known).sum() / known.sum().clamp_min(1)
+    return Weighted((losses * known).sum(), known.sum().to(losses.dtype))
 
 
-def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels: Tensor, weights: Tensor) -> Weighted:
     """Cross-entropy of the plain cosines of E with T, V and R over the whole vocabulary: it shapes the joint space.
 
     Args:
@@ -75,10 +95,11 @@ def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels:
     target = torch.where(allowed.gather(1, labels.clamp_min(0).flatten(1)).view(labels.shape), labels, IGNORE)
     cosines = cosine_volume(dense, torch.cat([text, visual, text + visual], dim=1))  # of T, V and R
     logits = (COSINE_SCALE * cosines.float()).masked_fill(~allowed[..., None, None, None], -1e4)
-    return torch.stack([cross_entropy(one, target, weights) for one in logits.unbind(2)]).mean()
+    parts = [cross_entropy(one, target, weights) for one in logits.unbind(2)]
+    return Weighted(torch.stack([part.total for part in parts]).mean(), parts[0].weight)
 
 
-def retention_loss(dense: Tensor, frozen: Tensor, classifier: Tensor) -> Tensor:
+def retention_loss(dense: Tensor, frozen: Tensor, classifier: Tensor) -> Weighted:
     """Keeps the frozen classifier's opinion at each position, so that names that training never sees lose nothing.
 
     Learning without Forgetting (Li and Hoiem, ECCV 2016), densely: the divergence of the cosines with the class vectors
@@ -91,5 +112,5 @@ def retention_loss(dense: Tensor, frozen: Tensor, classifier: Tensor) -> Tensor:
     """
     dense, frozen = (e[:, :, ::2, ::2] for e in (dense, frozen))
     new, old = (COSINE_SCALE * cosine_volume(e, classifier[:, None])[:, :, 0].float() for e in (dense, frozen))
-    divergence = F.kl_div(new.log_softmax(1), old.log_softmax(1), reduction="none", log_target=True)
-    return divergence.sum(dim=1).mean()
+    divergence = F.kl_div(new.log_softmax(1), old.log_softmax(1), reduction="none", log_target=True).sum(dim=1)
+    return Weighted(divergence.sum(), torch.tensor(float(divergence.numel()), device=divergence.device))

@@ -57,10 +57,11 @@ class PromptSource:
 
         Args:
             encoder: whose projections.
-            photos: the batch's photos.
+            photos: those of all crops of the step.
             random: of the draw.
         """
         forbidden = torch.tensor(photos)
+        device = self.text_features.device
         rows, owners = [], []
         for name, mine in enumerate(self.by_name):
             mine = mine[~torch.isin(self.regions.photos[mine], forbidden)]
@@ -70,10 +71,11 @@ class PromptSource:
                 rows.append(chosen)
                 owners += [name] * len(chosen)
         text = F.normalize(encoder.project_text(self.text_features), dim=-1)  # T
-        row, owner = torch.cat(rows), torch.tensor(owners)
+        row = torch.cat([torch.empty(0, dtype=torch.long), *rows]).to(device)
+        owner = torch.tensor(owners, dtype=torch.long, device=device)
         visual = self._average(encoder.project_visual(self.regions.dense[row]), owner)  # V
         s2, s3, s4 = (self._average(stage[row], owner) for stage in self.regions.stages)  # GAP(V_j)
-        has_visual = torch.zeros(len(self.by_name), dtype=torch.bool)
+        has_visual = torch.zeros(len(self.by_name), dtype=torch.bool, device=device)
         has_visual[owner] = True
         return PromptTables(text, visual, (s2, s3, s4), has_visual)
 
@@ -89,12 +91,12 @@ class PromptSource:
 
         With `refined`, some photos are prompted as in Inference II.
         """
-        size, count = batch.classes.shape
+        size, count = len(batch.everyone), batch.classes.shape[1]
         mix = torch.tensor(self.config.prompt_mix)
         kind = torch.multinomial(mix, size, replacement=True, generator=random)[:, None].expand(size, count)
         each = torch.multinomial(mix, size * count, replacement=True, generator=random).view(size, count)
         mixed = torch.rand(size, 1, generator=random) < self.config.mixed_prompts
-        kind = torch.where(mixed, each, kind)
+        kind = torch.where(mixed, each, kind)[batch.part].to(batch.classes.device)
         has_visual = (kind != 0) & tables.has_visual[batch.classes]
         has_text = (kind != 1) | ~has_visual
         text = tables.text[batch.classes] * has_text[..., None, None]
@@ -109,7 +111,8 @@ class PromptSource:
         crops: list[int] = []
         owners: list[int] = []
         rows: list[int] = []
-        chances = torch.rand(len(batch.photos), 1 + batch.classes.shape[1], generator=random)
+        chances = torch.rand(len(batch.everyone), 1 + batch.classes.shape[1], generator=random)[batch.part]
+        picks = torch.rand(len(batch.everyone), batch.classes.shape[1], generator=random)[batch.part].tolist()
         for crop, (photo, chance) in enumerate(zip(batch.photos, chances.tolist(), strict=True)):
             mine = self.by_photo.get(photo, [])
             if chance[0] >= self.config.refined or not mine:
@@ -123,19 +126,20 @@ class PromptSource:
                     choice = by_name[name] if right else mine
                     crops.append(crop)
                     owners.append(position)
-                    rows.append(choice[int(torch.randint(len(choice), (), generator=random))])
+                    rows.append(choice[int(picks[crop][position] * len(choice))])
         return crops, owners, rows
 
     def _replace(
         self, prompts: PromptEmbeddings, encoder: Encoder, crops: list[int], owners: list[int], rows: list[int]
     ) -> PromptEmbeddings:
         """Puts V and GAP(V_j) of regions in the place of some categories'."""
-        place = torch.tensor(crops), torch.tensor(owners)
+        device = prompts.visual.device
+        place = torch.tensor(crops, device=device), torch.tensor(owners, device=device)
         features = self.regions.dense[rows], *(stage[rows] for stage in self.regions.stages)
         new = (encoder.project_visual(features[0]), *features[1:])
         visual, s2, s3, s4 = (
             old.index_put(place, F.normalize(value, dim=-1)[:, None])
             for old, value in zip((prompts.visual, *prompts.stages), new, strict=True)
         )
-        has_visual = prompts.has_visual.index_put(place, torch.tensor(True))
+        has_visual = prompts.has_visual.index_put(place, torch.tensor(True, device=device))
         return PromptEmbeddings(prompts.text, visual, (s2, s3, s4), prompts.has_text, has_visual)

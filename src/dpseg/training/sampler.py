@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from dpseg.config import TrainConfig
+from dpseg.errors import DataError, DPSegError
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 
 LABEL_STRIDE = 4
@@ -19,7 +22,29 @@ TOO_NEAR = 0.6
 """Names with a larger cosine may be synonyms, and are not used as each other's negatives across data sets."""
 
 
-@dataclass(frozen=True, eq=False)
+MAX_REDRAWS = 20
+"""So many photos in a row may be unreadable; each is replaced by another one, and counted."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each step's crops a process draws.
+
+    Attributes:
+        rank: of the process, from 0.
+        world: so many processes share a step.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def part(self, total: int) -> slice:
+        """Returns the process's crops of a step's `total`, a multiple of `world`."""
+        size = total // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+
+@dataclass(eq=False)  # not frozen: lightning-fabric takes it apart and puts it together again
 class Batch:
     """Training crops.
 
@@ -30,6 +55,9 @@ class Batch:
         own: (B, K) bool: the name belongs to the photo's vocabulary, so that `NONE` pixels are its negatives.
         photos: indices of the photos.
         sources: indices of their data sets.
+        everyone: the photos of all processes' crops of this step.
+        part: which of them are these.
+        skipped: what is wrong with photos that could not be read; others stand in their place.
     """
 
     images: Tensor
@@ -38,39 +66,72 @@ class Batch:
     own: Tensor
     photos: list[int]
     sources: list[int]
+    everyone: list[int]
+    part: slice
+    skipped: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the batch with its tensors on a device."""
+        images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
+        return replace(self, images=images, labels=labels, classes=self.classes.to(device), own=self.own.to(device))
 
 
-class Sampler:
-    """Draws batches; the same seed and step give the same batch, whatever came before."""
+class Sampler(Dataset[Batch]):
+    """Batches by step. The same seed and step give the same crops, whatever came before and however many draw them."""
 
-    def __init__(self, corpus: Corpus, name_features: Tensor, config: TrainConfig) -> None:
+    def __init__(self, corpus: Corpus, name_features: Tensor, config: TrainConfig, share: Share | None = None) -> None:
         """Sorts the photos.
 
         Args:
             corpus: what to draw from.
             name_features: (N, F_t) unit text features of the names, to keep synonyms apart.
             config: the recipe.
+            share: this process's; None: it draws all crops.
         """
         self.corpus = corpus
         self.config = config
+        self.share = share or Share()
         self.by_source: list[list[int]] = [[] for _ in corpus.vocabularies]
-        for index, photo in enumerate(corpus.photos):
-            self.by_source[photo.source].append(index)
+        for index, source in enumerate(corpus.sources):
+            self.by_source[source].append(index)
         self.by_name: list[dict[int, list[int]]] = [{} for _ in corpus.vocabularies]
-        for index, photo in enumerate(corpus.photos):
-            for name in _present(photo.labels):
-                self.by_name[photo.source].setdefault(name, []).append(index)
+        if config.class_balanced > 0 or config.paste > 0:
+            for index, source in enumerate(corpus.sources):
+                with suppress(DPSegError):  # it is counted when it is drawn
+                    for name in _present(corpus.photos[index].labels):
+                        self.by_name[source].setdefault(name, []).append(index)
         self.near = name_features @ name_features.T > TOO_NEAR
 
-    def draw(self, step: int) -> Batch:
-        """Returns the batch of a step."""
-        random = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        sources = [self._draw_source(random) for _ in range(self.config.batch_size)]
-        photos = [self._draw_photo(source, random) for source in sources]
-        crops = [self._crop(self.corpus.photos[photo], random) for photo in photos]
-        images, labels = torch.stack([c[0] for c in crops]), torch.stack([c[1] for c in crops])
-        order = torch.rand(len(photos), len(self.near), generator=random)
-        return Batch(images, labels, *self.pick_classes(labels, sources, order), photos, sources)
+    def __len__(self) -> int:
+        return self.config.iterations
+
+    def __getitem__(self, step: int) -> Batch:
+        """Returns the batch of a step, of this process's share.
+
+        Raises:
+            DataError: Too many photos cannot be read.
+        """
+        random = self._generator(step, 0)
+        everyone = [self._draw_photo(self._draw_source(random), random) for _ in range(self.config.batch_size)]
+        part = self.share.part(len(everyone))
+        skipped: list[str] = []
+        images, labels, photos = [], [], []
+        for position in range(len(everyone))[part]:
+            image, label, photo = self._crop(everyone[position], self._generator(step, 1 + position), skipped)
+            images.append(image)
+            labels.append(label)
+            photos.append(photo)
+        sources = [self.corpus.sources[photo] for photo in photos]
+        order = torch.rand(len(everyone), len(self.near), generator=random)[part]
+        classes, own = self.pick_classes(torch.stack(labels), sources, order)
+        return Batch(
+            torch.stack(images), torch.stack(labels), classes, own, photos, sources, everyone, part, tuple(skipped)
+        )
+
+    def _generator(self, step: int, position: int) -> torch.Generator:
+        """Of a step (position 0) or of one of its crops."""
+        seed = (self.config.seed * 1_000_003 + step) * (1 + self.config.batch_size) + position
+        return torch.Generator().manual_seed(seed)
 
     def _draw_source(self, random: torch.Generator) -> int:
         weights = torch.tensor(self.corpus.weights)
@@ -89,16 +150,27 @@ class Sampler:
         photos = self.by_name[source][name]
         return photos[_randint(len(photos), random)], name
 
-    def _crop(self, photo: LabelledPhoto, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _crop(self, photo: int, random: torch.Generator, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+        """Returns a crop of a photo, its labels, and which photo it is of: another one where that cannot be read."""
         config = self.config
-        image, labels = self._cut(photo, random)
+        image, labels, photo = self._read_and_cut(photo, random, skipped)
         for _ in range(2):
             if _uniform(random) < config.paste:
-                self._paste(image, labels, random)
+                self._paste(image, labels, random, skipped)
         if _uniform(random) < 0.5:
             image, labels = image.flip(-1), labels.flip(-1)
         offset = LABEL_STRIDE // 2
-        return _jitter(image, config.colour_jitter, random), labels[offset::LABEL_STRIDE, offset::LABEL_STRIDE].long()
+        labels = labels[offset::LABEL_STRIDE, offset::LABEL_STRIDE].long()
+        return _jitter(image, config.colour_jitter, random), labels, photo
+
+    def _read_and_cut(self, photo: int, random: torch.Generator, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+        for _ in range(MAX_REDRAWS):
+            try:
+                return *self._cut(self.corpus.photos[photo], random), photo
+            except DPSegError as error:
+                skipped.append(str(error))
+                photo = self._draw_photo(self.corpus.sources[photo], random)
+        raise DataError(f"{MAX_REDRAWS} photos in a row cannot be read, the last because: {skipped[-1]}")
 
     def _cut(self, photo: LabelledPhoto, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cuts a square of random size out of the photo, and resizes it to the crop."""
@@ -118,13 +190,17 @@ class Sampler:
             image, labels = F.pad(image, pad, value=0.5), F.pad(labels, pad, value=IGNORE)
         return _resize(image, config.crop), _resize_labels(labels, config.crop)
 
-    def _paste(self, image: Tensor, labels: Tensor, random: torch.Generator) -> None:
+    def _paste(self, image: Tensor, labels: Tensor, random: torch.Generator, skipped: list[str]) -> None:
         """Pastes an object of another photo (Ghiasi et al., Simple Copy-Paste, CVPR 2021), in place."""
         source = self._draw_source(random)
         if not self.by_name[source]:
             return
         index, name = self._draw_object(source, random)
-        donor = self.corpus.photos[index]
+        try:
+            donor = self.corpus.photos[index]
+        except DPSegError as error:
+            skipped.append(str(error))
+            return
         mask = donor.labels == name
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
