@@ -122,6 +122,21 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class Teacher(Loadable):
+    """A trained model that names what a data set leaves unlabelled (pseudo-labels).
+
+    Attributes:
+        model: name, folder or hub id.
+        names_of: another data set of the recipe, whose names it gives.
+        confidence: it names a pixel where its softmax over those names is at least this, in [0, 1].
+    """
+
+    model: str
+    names_of: str
+    confidence: float = 0.8
+
+
+@dataclass(frozen=True)
 class DataSource(Loadable):
     """A data set that training draws from.
 
@@ -130,11 +145,13 @@ class DataSource(Loadable):
             "cocostuff", or a folder with images/, masks/, classes.txt and train.txt.
         weight: how often a photo is drawn from it, relative to the others, above 0.
         split: which of its photos; "train" but for trials.
+        teacher: names the pixels that have no label; None: they stay without.
     """
 
     name: str
     weight: float = 1.0
     split: str = "train"
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)

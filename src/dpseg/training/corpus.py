@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dpseg.config import TrainConfig
 from dpseg.data.benchmarks import open_dataset
 from dpseg.data.labelled import LabelledSet
 from dpseg.errors import ConfigError, DataError, did_you_mean
+from dpseg.training.teacher import NOT_CERTAIN, PseudoLabels
 
 IGNORE = -1
 """A pixel without a label."""
@@ -51,6 +52,7 @@ class Corpus:
         weights: for each data set, how often it is drawn.
         photos: all of them; reading one raises DataError or ImageError where its files are damaged.
         sources: for each photo, the index of its data set.
+        taught: indices of the data sets with labels by a teacher.
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,7 @@ class Corpus:
     weights: tuple[float, ...]
     photos: Sequence[LabelledPhoto]
     sources: tuple[int, ...]
+    taught: frozenset[int] = frozenset()
 
     def digest(self) -> str:
         """Returns a hash of names and photos: of their labels where they are in memory, else of their files' sizes."""
@@ -72,16 +75,49 @@ class Corpus:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a teacher adds to a data set.
+
+    Attributes:
+        pseudo: the teacher's labels.
+        names: (K,) int16: the index of each of its names.
+        own: indices of the data set's own names: where those are not labelled, they are not there.
+    """
+
+    pseudo: PseudoLabels
+    names: Tensor
+    own: Tensor
+
+    def add(self, key: str, image: Tensor, labels: Tensor) -> Tensor:
+        """Names the pixels of a photo that have no label, where the teacher is certain.
+
+        Args:
+            key: the photo's name.
+            image: (3, H, W) uint8 RGB.
+            labels: (H, W) int16.
+        """
+        answers = torch.from_numpy(self.pseudo.label(key, image)).long()
+        certain = answers != NOT_CERTAIN
+        named = self.names[answers.where(certain, 0)]
+        certain &= ~torch.isin(named, self.own)
+        return torch.where(labels >= 0, labels, named.where(certain, IGNORE))
+
+
 class StoredPhotos(Sequence[LabelledPhoto]):
     """Photos that are read each time they are asked for."""
 
-    def __init__(self, datasets: Sequence[tuple[str, LabelledSet, NDArray[np.int16]]]) -> None:
+    def __init__(
+        self, datasets: Sequence[tuple[str, LabelledSet, NDArray[np.int16]]], lessons: Mapping[int, Lesson]
+    ) -> None:
         """Lists them.
 
         Args:
             datasets: name, photos, and the index of a name for each value of a mask.
+            lessons: for the data sets that have a teacher, by their index.
         """
         self.datasets = datasets
+        self.lessons = lessons
         self.places = [(source, index) for source, (_, d, _) in enumerate(datasets) for index in range(len(d))]
 
     def __len__(self) -> int:
@@ -94,7 +130,10 @@ class StoredPhotos(Sequence[LabelledPhoto]):
         sample = dataset[place]
         mask = np.where(sample.mask == dataset.ignore_index, len(table) - 1, sample.mask)
         image = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1).contiguous()
-        return LabelledPhoto(image, torch.from_numpy(table[mask]), source, f"{name}/{sample.stem}")
+        key, labels = f"{name}/{sample.stem}", torch.from_numpy(table[mask])
+        if source in self.lessons:
+            labels = self.lessons[source].add(key, image, labels)
+        return LabelledPhoto(image, labels, source, key)
 
     def describe(self) -> list[str]:
         """Returns a line for each photo: its name and its size in bytes, 0 where the file is missing."""
@@ -123,14 +162,44 @@ def load_corpus(config: TrainConfig) -> Corpus:
         table, vocabulary = _map_names(dataset, names, set(config.hold_out))
         tables.append(table)
         vocabularies.append(vocabulary)
-    stored = StoredPhotos([(*one, table) for one, table in zip(datasets, tables, strict=True)])
+    lessons = _lessons(config, names, vocabularies)
+    stored = StoredPhotos([(*one, table) for one, table in zip(datasets, tables, strict=True)], lessons)
     return Corpus(
         tuple(names),
-        tuple(vocabularies),
+        tuple(_with_lesson(names, lessons.get(index)) for index, names in enumerate(vocabularies)),
         tuple(one.weight for one in config.data),
         tuple(stored) if config.in_memory else stored,
         tuple(source for source, _ in stored.places),
+        frozenset(lessons),
     )
+
+
+def _lessons(config: TrainConfig, names: list[str], vocabularies: list[tuple[int, ...]]) -> dict[int, Lesson]:
+    """Loads the teachers.
+
+    Raises:
+        ConfigError: A teacher shall give the names of a data set that the recipe does not have.
+    """
+    sources = [one.name for one in config.data]
+    lessons = {}
+    for index, one in enumerate(config.data):
+        if one.teacher is None:
+            continue
+        if one.teacher.names_of not in sources:
+            hint = did_you_mean(one.teacher.names_of, sources)
+            raise ConfigError(
+                f"a teacher gives the names of {one.teacher.names_of!r}, no data set of the recipe; {hint}"
+            )
+        given = vocabularies[sources.index(one.teacher.names_of)]
+        pseudo = PseudoLabels(one.teacher, [names[name] for name in given], Path(config.out) / "pseudo")
+        own = torch.tensor(vocabularies[index], dtype=torch.int16)
+        lessons[index] = Lesson(pseudo, torch.tensor(given, dtype=torch.int16), own)
+    return lessons
+
+
+def _with_lesson(vocabulary: tuple[int, ...], lesson: Lesson | None) -> tuple[int, ...]:
+    """Returns a data set's own names, and those that its teacher gives."""
+    return tuple(dict.fromkeys([*vocabulary, *([] if lesson is None else lesson.names.tolist())]))
 
 
 def _map_names(dataset: LabelledSet, names: list[str], held_out: set[str]) -> tuple[NDArray[np.int16], tuple[int, ...]]:

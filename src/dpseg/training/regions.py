@@ -111,6 +111,8 @@ def _list_regions(corpus: Corpus, per_class: int, seed: int) -> Iterator[tuple[L
     for index in order.tolist():
         if not missing:
             return
+        if corpus.sources[index] in corpus.taught:
+            continue  # a prompt should be certain
         try:
             photo = corpus.photos[index]
         except DPSegError:
