@@ -48,7 +48,7 @@ def test_it_takes_a_step(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixt
     for name, parameter in setup.model.named_parameters():
         if id(parameter) not in trained and not name.startswith("baseline."):
             assert name not in moved
-    assert any(name.startswith("decoder.stages") for name in moved)
+    assert any(name.startswith("decoder.") for name in moved)  # of lite, the head alone: it starts at zero
     assert any(id(setup.model.get_parameter(name)) in {id(p) for p in tuned} for name in moved)
     with capsys.disabled():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
