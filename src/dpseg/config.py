@@ -37,8 +37,6 @@ class ModelConfig(Loadable):
         train_pool: side of the average pooling before that attention in training; testing uses 1 (SED).
         logit_scale: when above 0, the decoder's output is added to `logit_scale * cos(E, R)`, and its last layer starts
             at zero, so that an untrained model equals the plain cosine. 0: the paper's decoder.
-        image_cost: the decoder also reads, at every position, the maximum and the mean of F_c over the photo: whether a
-            category is likely to be in it at all (ours).
         auxiliary_heads: each decoder stage has a head that predicts from its input, for an auxiliary loss and early
             rejection of categories (SED).
         resize_scores: a pixel's label is the category of the largest resized score, the logits' sigmoid (SED's
@@ -64,7 +62,6 @@ class ModelConfig(Loadable):
     heads: int = 4
     train_pool: int = 2
     logit_scale: float = 0.0
-    image_cost: bool = False
     auxiliary_heads: bool = False
     resize_scores: bool = False
     mirrored_scales: tuple[float, ...] = ()

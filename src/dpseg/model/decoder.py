@@ -122,8 +122,7 @@ class Decoder(nn.Module):
         self.grad_checkpointing = False
         self.guidance = config.guidance
         self.guided = guided_stages(config)
-        self.image_cost = config.image_cost
-        self.embed = nn.Conv2d(channels * (3 if config.image_cost else 1), config.widths[0], 7, padding=3)
+        self.embed = nn.Conv2d(channels, config.widths[0], 7, padding=3)
         self.order = STAGE_ORDER[: len(config.widths) - 1]
         self.stages = nn.ModuleList()
         stride = encoder.strides[3]
@@ -197,7 +196,7 @@ class Decoder(nn.Module):
 
     def _embeddings(self, cost: Tensor) -> Tensor:
         """Embeds each category's cost slices, (B, K, M, H, W) -> (B, K, C, H, W)."""
-        embedded: Tensor = self.embed(self._with_image_cost(cost).flatten(0, 1))
+        embedded: Tensor = self.embed(cost.flatten(0, 1))
         return embedded.view(*cost.shape[:2], *embedded.shape[1:])
 
     def _guidance(
@@ -216,13 +215,6 @@ class Decoder(nn.Module):
                 yield resize_to(cost.flatten(0, 1), size).view(batch, count, -1, *size)
             else:
                 yield visual.get(j)  # F_v^j
-
-    def _with_image_cost(self, cost: Tensor) -> Tensor:
-        """Appends the maximum and the mean over positions, (B, K, M, H, W) -> (B, K, 3 M, H, W)."""
-        if not self.image_cost:
-            return cost
-        whole = cost.amax(dim=(3, 4), keepdim=True), cost.mean(dim=(3, 4), keepdim=True)
-        return torch.cat([cost, *(part.expand_as(cost) for part in whole)], dim=2)
 
 
 def _cost_chain(config: ModelConfig, encoder: EncoderShape, channels: int) -> nn.ModuleList:
