@@ -136,8 +136,9 @@ def test_wrong_pixels_are_orange_and_uncounted_ones_plain() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 5, 150, 310])
-def test_charts_have_room_for_any_number_of_classes(count: int) -> None:
+def test_charts_have_room_for_any_number_of_classes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # torchmetrics, in another test, imports it
     names = [f"class {number} with a $ and a long name" for number in range(count)]
     values = np.linspace(0, 1, count).tolist()
     with Image.open(io.BytesIO(iou_bars(names, values, "title", 0.5, [True] * count))) as picture:

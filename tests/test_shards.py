@@ -95,7 +95,7 @@ def test_one_process_equals_three_and_two_of_which_one_was_killed(
 
     killed = job(tmp_path / "killed", plan, segmenter)
     with pytest.raises(DPSegError, match=r"ended before its time \(exit code -9\); run the same command again"):
-        run_processes(ModelSource(model), [killed], 2, 1, kill_one_child)
+        run_processes(ModelSource(model), [killed], 2, 1, kill_one_child_after(3))
     assert multiprocessing.active_children() == []
     left = job(tmp_path / "killed", plan, segmenter)
     assert 0 < len(left.blocks) < 7
@@ -103,10 +103,18 @@ def test_one_process_equals_three_and_two_of_which_one_was_killed(
     assert counts(left.folder, plan, left.digest) == expected
 
 
-def kill_one_child() -> None:
-    for child in multiprocessing.active_children()[:1]:
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
+def kill_one_child_after(photos: int) -> Callable[[], None]:
+    """Of two children, one that reported its second photo has written its first: so the third report is late enough."""
+    done: list[None] = []
+
+    def step() -> None:
+        done.append(None)
+        if len(done) == photos:
+            child = multiprocessing.active_children()[0]
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+
+    return step
 
 
 def test_a_stop_in_the_middle_loses_no_finished_block(tmp_path: Path, plan: Plan, segmenter: Segmenter) -> None:
