@@ -29,7 +29,7 @@ def corpus(boxes: list[tuple[int, int, int]]) -> Corpus:
     for top, left, side in boxes:
         labels[top : top + side, left : left + side] = 0
     image = torch.randint(0, 256, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Corpus(("square",), ((0,),), (1.0,), (LabelledPhoto(image, labels, 0, "photo"),), (0,))
+    return Corpus(("square",), ((0,),), ((0,),), (1.0,), (LabelledPhoto(image, labels, 0, "photo"),), (0,))
 
 
 def test_the_two_largest_connected_regions_are_encoded_apart(encoder: Encoder, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -29,6 +30,7 @@ def sampler(photos: list[LabelledPhoto], names: int, vocabularies: list[list[int
     assert config.model == ModelConfig()
     corpus = Corpus(
         tuple(map(str, range(names))),
+        tuple(map(tuple, vocabularies)),
         tuple(map(tuple, vocabularies)),
         (1.0,) * len(vocabularies),
         tuple(photos),
@@ -68,9 +70,25 @@ def test_categories_are_picked_in_the_given_order() -> None:
     labels = torch.full((2, 8, 8), COMMON)
     labels[1] = IGNORE
     order = torch.tensor([[9.0, 1, 2, 5, 4, 3, 7, 8], [1.0, 9, 2, 8, 3, 4, 6, 7]])
-    classes, own = one.pick_classes(labels, [0, 0], order)
+    unsure = torch.zeros(2, 8, dtype=torch.bool)
+    classes, own = one.pick_classes(labels, [0, 0], order, unsure)
     assert classes.tolist() == [[0, 3, 4, 7], [1, 3, 4 + 1, 7]]  # present; own ones; a quarter of other sets
     assert own.tolist() == [[True, True, True, False], [True, True, True, False]]
+
+
+def test_what_pictures_without_masks_may_show_is_not_their_negative() -> None:
+    picture = replace(photo(7, 1), unsure=(5, 6))
+    one = sampler([photo(COMMON), picture], 8, [[0, 1, 2], []], classes=4, batch_size=16)
+    batch = one[0]
+    pictures = [row for row, index in enumerate(batch.photos) if index == 1]
+    assert 0 < len(pictures) < 16
+    for row in range(16):
+        assert batch.unsure[row].nonzero()[:, 0].tolist() == ([5, 6] if row in pictures else [])
+        if row in pictures:
+            assert batch.classes[row, 0] == 7
+            assert not {5, 6} & set(batch.classes[row].tolist())
+            assert not batch.own[row].any()  # nobody said what they do not show
+    assert any({5, 6} & set(batch.classes[row].tolist()) for row in range(16) if row not in pictures)
 
 
 def test_a_set_without_names_in_its_photos_still_gives_crops() -> None:

@@ -11,10 +11,13 @@ import torch
 from PIL import Image
 
 from dpseg.config import DataSource, ModelConfig, Teacher, TrainConfig
-from dpseg.errors import ConfigError
+from dpseg.errors import ConfigError, DataError
 from dpseg.model.dpseg import DPSeg
+from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from dpseg.training.corpus import IGNORE, Corpus, load_corpus
+from dpseg.training import teacher as teaching
+from dpseg.training.corpus import IGNORE, NONE, Corpus, load_corpus
+from dpseg.training.loop import prepare
 from dpseg.training.teacher import NOT_CERTAIN, PseudoLabels
 from miniature import write_set
 
@@ -67,7 +70,7 @@ def test_it_names_what_has_no_label_but_never_the_sets_own_names(config: TrainCo
         image = photo.image.permute(1, 2, 0).numpy()
         logits = segmenter(image, text=list(NAMES), refine=False).logits
         answers = torch.nn.functional.interpolate(torch.from_numpy(logits)[None], before.shape, mode="bilinear")[0]
-        expected = answers.argmax(dim=0).where(answers.argmax(dim=0) != 1, IGNORE)
+        expected = answers.argmax(dim=0).where(answers.argmax(dim=0) != 1, NONE)
         labelled = before >= 0
         assert labelled.any()
         assert (photo.labels[labelled] == 1).all()
@@ -77,7 +80,8 @@ def test_it_names_what_has_no_label_but_never_the_sets_own_names(config: TrainCo
 def test_it_is_silent_where_it_is_not_certain(config: TrainConfig) -> None:
     teacher = replace(config.data[1].teacher, confidence=1.1)  # type: ignore[type-var]
     corpus = load_corpus(replace(config, data=(config.data[0], replace(config.data[1], teacher=teacher))))
-    assert {value for labels in poor_photos(corpus) for value in labels.unique().tolist()} == {IGNORE, 1}
+    assert {value for labels in poor_photos(corpus) for value in labels.unique().tolist()} == {NONE, 1}
+    assert corpus.labelled == ((0, 1, 2), (1,))  # so that of the teacher's names, none is ruled out there
 
 
 def test_labels_are_made_once_and_damaged_ones_again(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,13 +90,13 @@ def test_labels_are_made_once_and_damaged_ones_again(config: TrainConfig, monkey
     assert len(files) == 2
     files[0].write_bytes(b"no picture")
     made = []
-    predict = PseudoLabels._predict
+    predict = PseudoLabels._logits
 
-    def counted(self: PseudoLabels, image: torch.Tensor) -> np.ndarray:
+    def counted(self: PseudoLabels, image: torch.Tensor, prompts: PromptSet) -> torch.Tensor:
         made.append(image)
-        return predict(self, image)
+        return predict(self, image, prompts)
 
-    monkeypatch.setattr(PseudoLabels, "_predict", counted)
+    monkeypatch.setattr(PseudoLabels, "_logits", counted)
     second = poor_photos(load_corpus(config))
     assert len(made) == 1
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -103,3 +107,70 @@ def test_a_teacher_of_names_that_are_not_in_the_recipe_is_an_error(config: Train
     teacher = replace(config.data[1].teacher, names_of="shape")  # type: ignore[type-var]
     with pytest.raises(ConfigError, match="did you mean 'shapes'"):
         load_corpus(replace(config, data=(config.data[0], replace(config.data[1], teacher=teacher))))
+
+
+@pytest.fixture
+def pictures(config: TrainConfig, tmp_path: Path) -> TrainConfig:
+    """The first set, and pictures of a name of it and of two others."""
+    random = np.random.default_rng(0)
+    for name in ("blue disc", "pink_hat", "zigzag"):
+        (tmp_path / "data" / "pictures" / name).mkdir(parents=True)
+        pixels = random.integers(0, 255, (80, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "pictures" / name / "one.png")
+    teacher = replace(config.data[1].teacher, locate=True, confidence=0.3)  # type: ignore[type-var]
+    return replace(config, data=(DataSource("pictures", teacher=teacher), config.data[0]))
+
+
+def test_it_finds_what_a_picture_without_a_mask_shows(pictures: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "MAX_RAISE", 50.0)
+    corpus = load_corpus(pictures)
+    assert corpus.names == (*NAMES, "pink hat", "zigzag")  # those without masks last
+    assert corpus.vocabularies == ((), (0, 1, 2))
+    assert corpus.known == 3
+    teacher = pictures.data[0].teacher
+    assert teacher is not None
+    segmenter = Segmenter.from_pretrained(teacher.model)
+    for photo, shown in zip(corpus.photos, (1, 3, 4), strict=False):
+        others = [name for name in NAMES if name != corpus.names[shown]]
+        image = photo.image.permute(1, 2, 0).numpy()
+        logits = torch.from_numpy(segmenter(image, text=[*others, corpus.names[shown]], refine=False).logits)
+        logits = torch.nn.functional.interpolate(logits[None], photo.labels.shape, mode="bilinear")[0]
+        before = logits.argmax(dim=0)
+        logits[-1] += max(0, 4 - torch.quantile(logits[-1] - logits[:-1].logsumexp(dim=0), 0.97).item())
+        shares, answer = logits.softmax(dim=0).max(dim=0)
+        found = (answer == len(others)) & (shares >= 0.3)
+        assert found.float().mean() >= 0.02
+        assert ((photo.labels == shown) == found).all()
+        same = {NAMES.index(name) for row, name in enumerate(others) if (before[found] == row).float().mean() > 0.1}
+        assert set(photo.unsure) == same
+        assert not same & set(photo.labels.unique().tolist())
+
+
+def test_what_it_does_not_see_stays_without_a_label(pictures: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "MAX_RAISE", -10.0)
+    photos = load_corpus(pictures).photos
+    assert all((photo.labels == IGNORE).all() for photo in photos if photo.source == 0)
+
+
+def test_pictures_of_held_out_names_are_left_out(pictures: TrainConfig) -> None:
+    corpus = load_corpus(replace(pictures, hold_out=("blue disc", "zigzag")))
+    assert corpus.names == ("red square", "green stripe", "pink hat")
+    assert [photo.key for photo in corpus.photos if photo.source == 0] == ["pictures/pink_hat/one"]
+
+
+def test_training_takes_a_step_with_pictures(pictures: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "MAX_RAISE", 50.0)
+    setup = prepare(replace(pictures, crop=64, photo_size=64, batch_size=6, classes=3, iterations=1), lambda line: None)
+    batch = setup.sampler[0]
+    assert 0 in batch.sources
+    assert 1 in batch.sources
+    parts = setup.step(batch, 0)
+    assert all(torch.isfinite(part.total) for part in parts.values())
+    torch.stack([part.mean for part in parts.values()]).sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in setup.model.decoder.parameters())
+
+
+def test_a_folder_without_pictures_is_an_error(pictures: TrainConfig) -> None:
+    source = replace(pictures.data[0], name="shapes/masks")
+    with pytest.raises(DataError, match="lay them out as NAME/PICTURE"):
+        load_corpus(replace(pictures, data=(source, pictures.data[1])))

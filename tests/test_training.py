@@ -238,6 +238,7 @@ def test_binary_cross_entropy_counts_what_is_known() -> None:
         labels=labels,
         classes=torch.tensor([[4, 7]]),
         own=torch.tensor([[True, False]]),
+        unsure=torch.zeros(1, 8, dtype=torch.bool),
         photos=[0],
         sources=[0],
         everyone=[0],

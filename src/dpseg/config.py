@@ -126,11 +126,14 @@ class Teacher(Loadable):
         model: name, folder or hub id.
         names_of: another data set of the recipe, whose names it gives.
         confidence: it names a pixel where its softmax over those names is at least this, in [0, 1].
+        locate: the data set is a folder of pictures NAME/PICTURE without masks; the teacher finds where in a picture
+            its name is.
     """
 
     model: str
     names_of: str
     confidence: float = 0.8
+    locate: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dpseg.data.coco_photos import PhotoFinder, tidy_name
 from dpseg.data.coco_shapes import Shape, decode, to_shape
-from dpseg.data.folder import BACKGROUND_NAMES, Sample
-from dpseg.data.labelled import check_same_size, ignore_index_for, shipped_names
+from dpseg.data.folder import BACKGROUND_NAMES, PhotoSet
+from dpseg.data.labelled import ignore_index_for, shipped_names
 from dpseg.errors import DataError
 from dpseg.images import MAX_PIXELS, load_image
 
@@ -30,7 +31,7 @@ _OFFICIAL = {133: "coco", 80: "coco80"}  # number of categories -> list with rea
 _ENDINGS = ("-merged", "-other", "-stuff")
 
 
-class CocoSet(Sequence[Sample]):
+class CocoSet(PhotoSet):
     """Photos and masks of a COCO file of either kind, read when asked for.
 
     Attributes:
@@ -74,28 +75,23 @@ class CocoSet(Sequence[Sample]):
                 f"folder {str(self._maps)!r} is missing; {file.name} needs the PNG files of {self._maps.name}.zip in it"
             )
 
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # slices of decoded photos have no use
-        """Reads one photo and draws its mask.
+    def image(self, index: int) -> Image.Image:
+        """Reads one photo alone, RGB.
 
         Raises:
-            ImageError: a file cannot be decoded.
-            DataError: a file is missing, sizes differ, or an annotation cannot be drawn.
+            ImageError: it cannot be decoded.
+            DataError: it is missing.
         """
         path = self.image_paths[index]
         if not path.is_file():
             raise DataError(
                 f"photo {str(path)!r} is missing; give the folder of the photos of {self.file.name} as root"
             )
-        image = load_image(path)
-        mask = self.mask(index)
-        check_same_size(mask, image, self.file)
-        return Sample(self.stems[index], image, mask)
+        return load_image(path)
+
+    def mask_of(self, index: int) -> str:
+        """Says which mask it is, for errors."""
+        return f"the mask of {self.stems[index]!r} in {str(self.file)!r}"
 
     def mask(self, index: int) -> NDArray[np.int32]:
         """Draws one mask alone: (H, W).

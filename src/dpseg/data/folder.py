@@ -37,7 +37,53 @@ class Sample(NamedTuple):
     mask: NDArray[np.int32]
 
 
-class FolderDataset(Sequence[Sample]):
+class PhotoSet(Sequence[Sample]):
+    """Photos with masks that are read when asked for.
+
+    Attributes:
+        stems: N names of photos.
+        image_paths: N files.
+    """
+
+    stems: tuple[str, ...]
+    image_paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # slices of decoded photos have no use
+        """Reads one photo and its mask.
+
+        Raises:
+            ImageError: a file cannot be decoded.
+            DataError: a file is missing, photo and mask differ in size, or the mask holds a value that is no class.
+        """
+        image, mask = self.image(index), self.mask(index)
+        if mask.shape != (image.height, image.width):
+            height, width = mask.shape
+            raise DataError(
+                f"{self.mask_of(index)} is {width} x {height} but its photo is {image.width} x {image.height};"
+                " make them the same size"
+            )
+        return Sample(self.stems[index], image, mask)
+
+    def image(self, index: int) -> Image.Image:
+        """Reads one photo alone, RGB."""
+        return load_image(self.image_paths[index])
+
+    def mask(self, index: int) -> NDArray[np.int32]:
+        """Reads one mask alone: (H, W), classes or the set's `ignore_index`."""
+        raise NotImplementedError
+
+    def mask_of(self, index: int) -> str:
+        """Says which mask it is, for errors."""
+        return f"the mask of {self.stems[index]!r}"
+
+
+class FolderDataset(PhotoSet):
     """Photos and masks of one folder, read when asked for and checked strictly.
 
     Attributes:
@@ -75,28 +121,9 @@ class FolderDataset(Sequence[Sample]):
         self.image_paths = tuple(_find(photos, stem, self.root / "images", "photo") for stem in self.stems)
         self.mask_paths = tuple(_find(masks, stem, self.root / "masks", "mask") for stem in self.stems)
 
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # slices of decoded photos have no use
-        """Reads one photo and its mask.
-
-        Raises:
-            ImageError: a file cannot be decoded.
-            DataError: photo and mask differ in size, or the mask holds a value that is no class.
-        """
-        image = load_image(self.image_paths[index])
-        mask = self.mask(index)
-        if mask.shape != (image.height, image.width):
-            height, width = mask.shape
-            raise DataError(
-                f"mask {str(self.mask_paths[index])!r} is {width} x {height} but its photo is"
-                f" {image.width} x {image.height}; make them the same size"
-            )
-        return Sample(self.stems[index], image, mask)
+    def mask_of(self, index: int) -> str:
+        """Says which mask it is, for errors."""
+        return f"mask {str(self.mask_paths[index])!r}"
 
     def mask(self, index: int) -> NDArray[np.int32]:
         """Reads one mask alone: (H, W).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpseg.data.folder import Sample
+from dpseg.data.folder import PhotoSet, Sample
 from dpseg.data.vocabularies import read_classes
 from dpseg.errors import DataError
 from dpseg.images import load_image, read_mask
@@ -111,7 +111,7 @@ class MaskFormat:
     prompt_classes: tuple[int, ...] | None = None
 
 
-class MappedSet(Sequence[Sample]):
+class MappedSet(PhotoSet):
     """Photos and masks of a download whose label values become classes when they are read.
 
     Attributes:
@@ -143,27 +143,22 @@ class MappedSet(Sequence[Sample]):
         self.stems = pairs.stems
         self.image_paths = pairs.image_paths
 
-    def __len__(self) -> int:
-        return len(self.stems)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # slices of decoded photos have no use
-        """Reads one photo and its mask.
+    def image(self, index: int) -> Image.Image:
+        """Reads one photo alone, RGB.
 
         Raises:
-            ImageError: a file cannot be decoded.
-            DataError: a file is missing, photo and mask differ in size, or the mask holds a value that is no class.
+            ImageError: it cannot be decoded.
+            DataError: it is missing.
         """
         path = self.image_paths[index]
         if not path.is_file():
             raise DataError(f"photo {str(path)!r} is missing; {self.pairs.image_hint}")
         image = load_image(path)
-        image = image.resize(reduced_size(image.size, self.format.short_side), Image.Resampling.BILINEAR)
-        mask = self.mask(index)
-        check_same_size(mask, image, self.pairs.mask_paths[index])
-        return Sample(self.stems[index], image, mask)
+        return image.resize(reduced_size(image.size, self.format.short_side), Image.Resampling.BILINEAR)
+
+    def mask_of(self, index: int) -> str:
+        """Says which mask it is, for errors."""
+        return f"mask {str(self.pairs.mask_paths[index])!r}"
 
     def mask(self, index: int) -> NDArray[np.int32]:
         """Reads one mask alone: (H, W).
@@ -209,20 +204,6 @@ def reduced_size(size: tuple[int, int], short_side: int | None) -> tuple[int, in
         return size
     width, height = (short_side if side == shorter else round(side * short_side / shorter) for side in size)
     return width, height
-
-
-def check_same_size(mask: NDArray[np.int32], image: Image.Image, path: Path) -> None:
-    """Compares a mask, (H, W), with its photo.
-
-    Raises:
-        DataError: they differ in size.
-    """
-    height, width = mask.shape
-    if (width, height) != image.size:
-        raise DataError(
-            f"mask {str(path)!r} is {width} x {height} but its photo is {image.width} x {image.height};"
-            " make them the same size"
-        )
 
 
 def ignore_index_for(classes: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpseg.config import TrainConfig
-from dpseg.data.benchmarks import open_dataset
+from dpseg.config import DataSource, TrainConfig
+from dpseg.data.benchmarks import find_place, open_dataset
 from dpseg.data.labelled import LabelledSet
+from dpseg.data.pictures import PictureSet
 from dpseg.errors import ConfigError, DataError, did_you_mean
 from dpseg.training.teacher import NOT_CERTAIN, PseudoLabels
 
@@ -34,12 +35,14 @@ class LabelledPhoto:
         labels: (H, W) int16: index of a name, `IGNORE` or `NONE`.
         source: index of its data set.
         key: data set and stem.
+        unsure: indices of names that its pixels may show although they have another label.
     """
 
     image: Tensor
     labels: Tensor
     source: int
     key: str
+    unsure: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +50,12 @@ class Corpus:
     """What a model is trained on.
 
     Attributes:
-        names: N names of all data sets; equal names are one class. Synonyms stand after commas.
-        vocabularies: for each data set, the indices of its names.
+        names: N names of all data sets; equal names are one class. Synonyms stand after commas. Those of pictures
+            without masks that no other set has come last.
+        vocabularies: for each data set, the indices of its names, and of those that its teacher gives; of pictures
+            without masks, none, for nobody said what they do not show.
+        labelled: for each data set, the indices of the names that its masks label: a pixel that is `NONE` is none of
+            them.
         weights: for each data set, how often it is drawn.
         photos: all of them; reading one raises DataError or ImageError where its files are damaged.
         sources: for each photo, the index of its data set.
@@ -57,10 +64,16 @@ class Corpus:
 
     names: tuple[str, ...]
     vocabularies: tuple[tuple[int, ...], ...]
+    labelled: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...]
     photos: Sequence[LabelledPhoto]
     sources: tuple[int, ...]
     taught: frozenset[int] = frozenset()
+
+    @property
+    def known(self) -> int:
+        """V, how many names are in a vocabulary: the first V of the N."""
+        return 1 + max((name for vocabulary in self.vocabularies for name in vocabulary), default=-1)
 
     def digest(self) -> str:
         """Returns a hash of names and photos: of their labels where they are in memory, else of their files' sizes."""
@@ -72,6 +85,7 @@ class Corpus:
         for photo in self.photos:
             digest.update(photo.key.encode())
             digest.update(photo.labels.numpy().tobytes())
+            digest.update(repr(photo.unsure).encode() if photo.unsure else b"")
         return digest.hexdigest()
 
 
@@ -83,25 +97,37 @@ class Lesson:
         pseudo: the teacher's labels.
         names: (K,) int16: the index of each of its names.
         own: indices of the data set's own names: where those are not labelled, they are not there.
+        shown: what pictures without masks show: the name of each class, as the teacher is to read it.
     """
 
     pseudo: PseudoLabels
     names: Tensor
     own: Tensor
+    shown: tuple[str, ...] = ()
 
-    def add(self, key: str, image: Tensor, labels: Tensor) -> Tensor:
-        """Names the pixels of a photo that have no label, where the teacher is certain.
-
-        Args:
-            key: the photo's name.
-            image: (3, H, W) uint8 RGB.
-            labels: (H, W) int16.
-        """
-        answers = torch.from_numpy(self.pseudo.label(key, image)).long()
+    def add(self, photo: LabelledPhoto) -> LabelledPhoto:
+        """Names the pixels of a photo that have no label, where the teacher is certain."""
+        answers = torch.from_numpy(self.pseudo.label(photo.key, photo.image)).long()
         certain = answers != NOT_CERTAIN
         named = self.names[answers.where(certain, 0)]
         certain &= ~torch.isin(named, self.own)
-        return torch.where(labels >= 0, labels, named.where(certain, IGNORE))
+        labels = torch.where(photo.labels >= 0, photo.labels, named.where(certain, photo.labels))
+        return replace(photo, labels=labels)
+
+    def locate(self, photo: LabelledPhoto, line: int) -> LabelledPhoto:
+        """Finds what a picture without a mask shows.
+
+        Args:
+            photo: labelled as its one name everywhere.
+            line: of that name in `shown`.
+        """
+        answers, same = self.pseudo.locate(photo.key, photo.image, self.shown[line])
+        index_of = torch.cat([self.names, photo.labels[:1, 0]])
+        found = torch.from_numpy(answers).long()
+        certain = found != NOT_CERTAIN
+        labels = index_of[found.where(certain, 0)].where(certain, IGNORE)
+        unsure = self.names[list(same)]
+        return replace(photo, labels=labels.where(~torch.isin(labels, unsure), IGNORE), unsure=tuple(unsure.tolist()))
 
 
 class StoredPhotos(Sequence[LabelledPhoto]):
@@ -130,10 +156,12 @@ class StoredPhotos(Sequence[LabelledPhoto]):
         sample = dataset[place]
         mask = np.where(sample.mask == dataset.ignore_index, len(table) - 1, sample.mask)
         image = torch.from_numpy(np.array(sample.image)).permute(2, 0, 1).contiguous()
-        key, labels = f"{name}/{sample.stem}", torch.from_numpy(table[mask])
-        if source in self.lessons:
-            labels = self.lessons[source].add(key, image, labels)
-        return LabelledPhoto(image, labels, source, key)
+        photo = LabelledPhoto(image, torch.from_numpy(table[mask]), source, f"{name}/{sample.stem}")
+        if source not in self.lessons:
+            return photo
+        if isinstance(dataset, PictureSet):
+            return self.lessons[source].locate(photo, dataset.shown(place))
+        return self.lessons[source].add(photo)
 
     def describe(self) -> list[str]:
         """Returns a line for each photo: its name and its size in bytes, 0 where the file is missing."""
@@ -152,21 +180,26 @@ def load_corpus(config: TrainConfig) -> Corpus:
         DataError: A data set's files are missing or damaged.
         ConfigError: A name in `hold_out` is in no data set.
     """
-    datasets = [(one.name, open_dataset(one.name, Path(config.data_root), one.split)) for one in config.data]
+    datasets = [(one.name, _open(one, config)) for one in config.data]
     if not any(len(dataset) for _, dataset in datasets):
         raise DataError("the recipe names no data set with photos; give at least one under data:")
     _check_held_out(config, {name for _, dataset in datasets for name in dataset.class_names})
     names: list[str] = []
-    vocabularies, tables = [], []
-    for _, dataset in datasets:
-        table, vocabulary = _map_names(dataset, names, set(config.hold_out))
-        tables.append(table)
-        vocabularies.append(vocabulary)
-    lessons = _lessons(config, names, vocabularies)
+    mapped: dict[int, tuple[NDArray[np.int16], tuple[int, ...]]] = {}
+    for source in sorted(range(len(datasets)), key=lambda source: isinstance(datasets[source][1], PictureSet)):
+        mapped[source] = _map_names(datasets[source][1], names, set(config.hold_out))
+    tables = [mapped[source][0] for source in range(len(datasets))]
+    pictures = [isinstance(dataset, PictureSet) for _, dataset in datasets]
+    vocabularies = [() if pictures[source] else mapped[source][1] for source in range(len(datasets))]
+    lessons = _lessons(config, names, vocabularies, [dataset for _, dataset in datasets])
     stored = StoredPhotos([(*one, table) for one, table in zip(datasets, tables, strict=True)], lessons)
     return Corpus(
         tuple(names),
-        tuple(_with_lesson(names, lessons.get(index)) for index, names in enumerate(vocabularies)),
+        tuple(
+            () if pictures[source] else _with_lesson(vocabulary, lessons.get(source))
+            for source, vocabulary in enumerate(vocabularies)
+        ),
+        tuple(vocabularies),
         tuple(one.weight for one in config.data),
         tuple(stored) if config.in_memory else stored,
         tuple(source for source, _ in stored.places),
@@ -174,7 +207,16 @@ def load_corpus(config: TrainConfig) -> Corpus:
     )
 
 
-def _lessons(config: TrainConfig, names: list[str], vocabularies: list[tuple[int, ...]]) -> dict[int, Lesson]:
+def _open(source: DataSource, config: TrainConfig) -> LabelledSet:
+    root = Path(config.data_root)
+    if source.teacher is not None and source.teacher.locate:
+        return PictureSet(find_place(source.name, root), config.hold_out)
+    return open_dataset(source.name, root, source.split)
+
+
+def _lessons(
+    config: TrainConfig, names: list[str], vocabularies: list[tuple[int, ...]], datasets: list[LabelledSet]
+) -> dict[int, Lesson]:
     """Loads the teachers.
 
     Raises:
@@ -193,7 +235,8 @@ def _lessons(config: TrainConfig, names: list[str], vocabularies: list[tuple[int
         given = vocabularies[sources.index(one.teacher.names_of)]
         pseudo = PseudoLabels(one.teacher, [names[name] for name in given], Path(config.out) / "pseudo")
         own = torch.tensor(vocabularies[index], dtype=torch.int16)
-        lessons[index] = Lesson(pseudo, torch.tensor(given, dtype=torch.int16), own)
+        shown = datasets[index].class_names if one.teacher.locate else ()
+        lessons[index] = Lesson(pseudo, torch.tensor(given, dtype=torch.int16), own, shown)
     return lessons
 
 

@@ -141,9 +141,13 @@ def prepare(config: TrainConfig, log: Log, fabric: Fabric | None = None) -> Setu
     """
     torch.manual_seed(config.seed)
     corpus = load_corpus(config)
-    log(f"{len(corpus.photos)} photos, {len(corpus.names)} names")
+    unmasked = len(corpus.names) - corpus.known
+    log(
+        f"{len(corpus.photos)} photos, {corpus.known} names"
+        + (f", and {unmasked} names of pictures without masks" if unmasked else "")
+    )
     lite = config.model.encoder == "lite"
-    config = replace(config, model=replace(config.model, text_names=len(corpus.names) if lite else 0))
+    config = replace(config, model=replace(config.model, text_names=corpus.known if lite else 0))
     model = DPSeg(config.model)
     device = torch.device("cpu") if fabric is None else fabric.device
     model.set_grad_checkpointing(config.grad_checkpointing)
@@ -160,7 +164,7 @@ def prepare(config: TrainConfig, log: Log, fabric: Fabric | None = None) -> Setu
         regions = encode_regions(corpus, encoder, cache, config.regions_per_class, config.seed, device)
     log(f"{len(regions.names)} objects as visual prompts ({time.monotonic() - start:.0f} s)")
     if isinstance(encoder, LiteEncoder):
-        fit_encoder(encoder, text[:, 0], regions)
+        fit_encoder(encoder, text[: corpus.known, 0], regions)
     if config.start_from is not None:
         taken = warm_start(model, Path(config.start_from))
         counts = f"{len(taken.taken)} tensors taken, {len(taken.kept)} kept, {len(taken.unused)} unused"

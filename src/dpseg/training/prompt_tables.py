@@ -31,6 +31,11 @@ class PromptTables:
     stages: tuple[Tensor, Tensor, Tensor]
     has_visual: Tensor
 
+    def first(self, count: int) -> PromptTables:
+        """Returns the prompts of the first names alone."""
+        s2, s3, s4 = (stage[:count] for stage in self.stages)
+        return PromptTables(self.text[:count], self.visual[:count], (s2, s3, s4), self.has_visual[:count])
+
 
 class PromptSource:
     """Makes prompt tables from features that were encoded once."""

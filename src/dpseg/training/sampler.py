@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,8 @@ class Batch:
         images: (B, 3, S, S), RGB in [0, 1].
         labels: (B, S / 4, S / 4) indices of names, `IGNORE` or `NONE`.
         classes: (B, K) indices of the names to decode.
-        own: (B, K) bool: the name belongs to the photo's vocabulary, so that `NONE` pixels are its negatives.
+        own: (B, K) bool: the masks of the photo's data set label the name, so that `NONE` pixels are its negatives.
+        unsure: (B, N) bool: names that labelled pixels may show all the same, so that they are nobody's negatives.
         photos: indices of the photos.
         sources: indices of their data sets.
         everyone: the photos of all processes' crops of this step.
@@ -64,6 +66,7 @@ class Batch:
     labels: Tensor
     classes: Tensor
     own: Tensor
+    unsure: Tensor
     photos: list[int]
     sources: list[int]
     everyone: list[int]
@@ -74,6 +77,15 @@ class Batch:
         """Returns the batch with its tensors on a device."""
         images, labels = self.images.to(device, non_blocking=True), self.labels.to(device, non_blocking=True)
         return replace(self, images=images, labels=labels, classes=self.classes.to(device), own=self.own.to(device))
+
+
+class _Crop(NamedTuple):
+    """A crop, its labels, the photo it is of, and the names that its labelled pixels may show all the same."""
+
+    image: Tensor
+    labels: Tensor
+    photo: int
+    unsure: tuple[int, ...]
 
 
 class Sampler(Dataset[Batch]):
@@ -116,17 +128,18 @@ class Sampler(Dataset[Batch]):
         part = self.share.part(len(everyone))
         skipped: list[str] = []
         images, labels, photos = [], [], []
-        for position in range(len(everyone))[part]:
-            image, label, photo = self._crop(everyone[position], self._generator(step, 1 + position), skipped)
-            images.append(image)
-            labels.append(label)
-            photos.append(photo)
+        unsure = torch.zeros(len(range(len(everyone))[part]), len(self.near), dtype=torch.bool)
+        for row, position in zip(unsure, range(len(everyone))[part], strict=True):
+            crop = self._crop(everyone[position], self._generator(step, 1 + position), skipped)
+            images.append(crop.image)
+            labels.append(crop.labels)
+            photos.append(crop.photo)
+            row[list(crop.unsure)] = True
         sources = [self.corpus.sources[photo] for photo in photos]
         order = torch.rand(len(everyone), len(self.near), generator=random)[part]
-        classes, own = self.pick_classes(torch.stack(labels), sources, order)
-        return Batch(
-            torch.stack(images), torch.stack(labels), classes, own, photos, sources, everyone, part, tuple(skipped)
-        )
+        target = torch.stack(labels)
+        classes, own = self.pick_classes(target, sources, order, unsure)
+        return Batch(torch.stack(images), target, classes, own, unsure, photos, sources, everyone, part, tuple(skipped))
 
     def _generator(self, step: int, position: int) -> torch.Generator:
         """Of a step (position 0) or of one of its crops."""
@@ -150,10 +163,10 @@ class Sampler(Dataset[Batch]):
         photos = self.by_name[source][name]
         return photos[_randint(len(photos), random)], name
 
-    def _crop(self, photo: int, random: torch.Generator, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
-        """Returns a crop of a photo, its labels, and which photo it is of: another one where that cannot be read."""
+    def _crop(self, photo: int, random: torch.Generator, skipped: list[str]) -> _Crop:
+        """Returns a crop of a photo: of another one where that cannot be read."""
         config = self.config
-        image, labels, photo = self._read_and_cut(photo, random, skipped)
+        image, labels, photo, unsure = self._read_and_cut(photo, random, skipped)
         for _ in range(2):
             if _uniform(random) < config.paste:
                 self._paste(image, labels, random, skipped)
@@ -161,12 +174,13 @@ class Sampler(Dataset[Batch]):
             image, labels = image.flip(-1), labels.flip(-1)
         offset = LABEL_STRIDE // 2
         labels = labels[offset::LABEL_STRIDE, offset::LABEL_STRIDE].long()
-        return _jitter(image, config.colour_jitter, random), labels, photo
+        return _Crop(_jitter(image, config.colour_jitter, random), labels, photo, unsure)
 
-    def _read_and_cut(self, photo: int, random: torch.Generator, skipped: list[str]) -> tuple[Tensor, Tensor, int]:
+    def _read_and_cut(self, photo: int, random: torch.Generator, skipped: list[str]) -> _Crop:
         for _ in range(MAX_REDRAWS):
             try:
-                return *self._cut(self.corpus.photos[photo], random), photo
+                read = self.corpus.photos[photo]
+                return _Crop(*self._cut(read, random), photo, read.unsure)
             except DPSegError as error:
                 skipped.append(str(error))
                 photo = self._draw_photo(self.corpus.sources[photo], random)
@@ -219,35 +233,37 @@ class Sampler(Dataset[Batch]):
         target.copy_(torch.lerp(target, piece, cover))
         labels[y : y + size[0], x : x + size[1]][cover[0] > 0.5] = name
 
-    def pick_classes(self, labels: Tensor, sources: list[int], order: Tensor) -> tuple[Tensor, Tensor]:
+    def pick_classes(self, labels: Tensor, sources: list[int], order: Tensor, unsure: Tensor) -> tuple[Tensor, Tensor]:
         """Picks K names a crop: those in it, then others of its vocabulary, then any that are no synonyms.
 
         Args:
             labels: (B, h, w).
             sources: indices of the crops' data sets.
             order: (B, N); of several names, those with the larger values are picked.
+            unsure: `Batch.unsure`.
 
         Returns:
             `Batch.classes` and `Batch.own`.
         """
-        picked = [self._pick(*one) for one in zip(labels, sources, order, strict=True)]
+        picked = [self._pick(*one) for one in zip(labels, sources, order, unsure, strict=True)]
         return torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
 
-    def _pick(self, labels: Tensor, source: int, order: Tensor) -> tuple[Tensor, Tensor]:
+    def _pick(self, labels: Tensor, source: int, order: Tensor, unsure: Tensor) -> tuple[Tensor, Tensor]:
         count = self.config.classes
         present = labels.unique()
         present = present[present >= 0]
-        own = torch.tensor(self.corpus.vocabularies[source])
+        own = torch.tensor(self.corpus.vocabularies[source], dtype=torch.long)
         rest = own[~torch.isin(own, present)]
         rest = rest[order[rest].argsort(descending=True)]
         allowed = ~self.near[present].any(0) if len(present) else torch.ones(len(self.near), dtype=torch.bool)
         allowed[own] = False
         allowed[present] = False
+        allowed &= ~unsure
         others = allowed.nonzero()[:, 0]
         others = others[order[others].argsort(descending=True)]
         few = min(len(rest), max(count - len(present) - count // 4, 0))  # a quarter comes from other vocabularies
         picked = torch.cat([present, rest[:few], others, rest[few:]])[:count]
-        return picked, torch.isin(picked, own)
+        return picked, torch.isin(picked, torch.tensor(self.corpus.labelled[source], dtype=torch.long))
 
 
 def _present(labels: Tensor) -> list[int]:

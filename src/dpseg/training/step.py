@@ -15,7 +15,7 @@ from dpseg.model.encoders import Pyramid
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.training import losses
-from dpseg.training.corpus import Corpus
+from dpseg.training.corpus import IGNORE, Corpus
 from dpseg.training.losses import Weighted
 from dpseg.training.prompt_tables import PromptSource, PromptTables
 from dpseg.training.sampler import LABEL_STRIDE, Batch, Sampler
@@ -43,6 +43,7 @@ class TrainingStep(nn.Module):
         self.config = config
         self.sampler = sampler
         self.prompts = prompts
+        self.known = corpus.known
         own = torch.zeros(len(corpus.vocabularies), len(corpus.names), dtype=torch.bool)
         for row, vocabulary in zip(own, corpus.vocabularies, strict=True):
             row[list(vocabulary)] = True
@@ -111,15 +112,19 @@ class TrainingStep(nn.Module):
         shape = len(batch.everyone), best.shape[1]
         hard = torch.rand(shape, generator=random)[batch.part] < self.config.hard_negatives
         other = torch.rand(shape, generator=random)[batch.part]
-        order = torch.where(hard & self.own_names[batch.sources].cpu(), 2 + best.float().cpu(), other)
-        classes, own = self.sampler.pick_classes(batch.labels.cpu(), batch.sources, order)
+        names = self.own_names[batch.sources].cpu()
+        names = names | ~names.any(dim=1, keepdim=True)  # pictures without masks have no vocabulary: any name
+        order = torch.where(hard & names, 2 + best.float().cpu(), other)
+        classes, own = self.sampler.pick_classes(batch.labels.cpu(), batch.sources, order, batch.unsure)
         return replace(batch, classes=classes.to(dense.device), own=own.to(dense.device))
 
     def _auxiliary(self, pyramid: Pyramid, tables: PromptTables, batch: Batch) -> Weighted:
         jump = self.model.encoder.strides[3] // LABEL_STRIDE
         coarse = batch.labels[:, jump // 2 :: jump, jump // 2 :: jump]
+        coarse = coarse.where(coarse < self.known, IGNORE)
         weights = losses.class_weights(coarse, self.config.class_balance)
-        return losses.auxiliary_loss(pyramid.dense, tables, self.own_names[batch.sources], coarse, weights)
+        own = self.own_names[batch.sources, : self.known]
+        return losses.auxiliary_loss(pyramid.dense, tables.first(self.known), own, coarse, weights)
 
     def _retention(self, pyramid: Pyramid) -> Weighted:
         encoder = self.model.encoder
