@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as cocomask
 
 from coco_files import box, image, one, photo, write
 from dpseg.data.coco import CocoSet
