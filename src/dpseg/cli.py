@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__, cli_research
+from dpseg import __version__, cli_explain, cli_research
 from dpseg.commands import options
 from dpseg.errors import ConfigError, DPSegError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_research.app)
+app.add_typer(cli_explain.explain_app, name="explain")
 
 
 @app.callback()

@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from dpseg.commands.places import check_writable, output_places, without_results
 from dpseg.commands.progress import progress
-from dpseg.errors import ConfigError, DPSegError, PromptError, did_you_mean
+from dpseg.commands.prompts_input import check_classes, load_with_classes
+from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.images import find_images
 
 if TYPE_CHECKING:
@@ -85,51 +86,19 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     for name in options.formats:
         if name not in FORMATS:
             raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
-    _check_prompts(options)
+    check_classes(options)
     photos = without_results(find_images(options.photos), options.photos, options.out)
     check_writable(options.out)
     if options.save_prompts is not None:
         check_writable(options.save_prompts.parent)
     with console.status(f"Loading {options.model}") if console.is_terminal else nullcontext():
-        segmenter, prompts = _prepare(options)
+        segmenter, prompts = load_with_classes(options)
     if options.save_prompts is not None:
         prompts.save(options.save_prompts)
     start = time.perf_counter()
     failed = _run(segmenter, prompts, photos, options, console, errors)
     _summary(photos, failed, time.perf_counter() - start, options, console, errors)
     return 1 if failed else 0
-
-
-def _check_prompts(options: PredictOptions) -> None:
-    """Raises PromptError unless there are either classes or a file of prompts."""
-    classes = bool(options.text or options.references or options.vocabularies)
-    if options.prompts is not None and classes:
-        raise PromptError("--prompts already holds the classes; leave out --text, --ref and --vocabulary, or --prompts")
-    if options.prompts is None and not classes:
-        raise PromptError("no classes given; name some: --text cat, --vocabulary coco, or --ref mug=mug.jpg")
-
-
-def _prepare(options: PredictOptions) -> tuple[Segmenter, PromptSet]:
-    """Loads the model and encodes the classes."""
-    from dpseg.data.vocabularies import load_vocabulary
-    from dpseg.prompts.prompt_set import PromptSet
-    from dpseg.prompts.text import parse_classes
-    from dpseg.prompts.visual import Reference, parse_reference
-    from dpseg.segmenter import Segmenter
-
-    references: dict[str, list[Reference]] = {}
-    for name, reference in map(parse_reference, options.references):
-        references.setdefault(name, []).append(reference)
-    text = list(options.text)
-    names = {entry.name.casefold() for entry in parse_classes(text)} if text else set()
-    for vocabulary in options.vocabularies:
-        for line, entry in zip(lines := load_vocabulary(vocabulary), parse_classes(lines), strict=True):
-            if entry.name.casefold() not in names:
-                names.add(entry.name.casefold())
-                text.append(line)
-    saved = PromptSet.load(options.prompts) if options.prompts is not None else None
-    segmenter = Segmenter.from_pretrained(options.model, options.device)
-    return segmenter, saved or segmenter.prompts(text or None, references or None, bank=options.bank)
 
 
 def _run(

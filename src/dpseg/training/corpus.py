@@ -59,7 +59,6 @@ class Corpus:
         weights: for each data set, how often it is drawn.
         photos: all of them; reading one raises DataError or ImageError where its files are damaged.
         sources: for each photo, the index of its data set.
-        taught: indices of the data sets with labels by a teacher.
     """
 
     names: tuple[str, ...]
@@ -68,12 +67,27 @@ class Corpus:
     weights: tuple[float, ...]
     photos: Sequence[LabelledPhoto]
     sources: tuple[int, ...]
-    taught: frozenset[int] = frozenset()
 
     @property
     def known(self) -> int:
         """V, how many names are in a vocabulary: the first V of the N."""
         return 1 + max((name for vocabulary in self.vocabularies for name in vocabulary), default=-1)
+
+    def objects(self, photo: LabelledPhoto) -> Tensor:
+        """Returns the labels of a photo that its data set's own masks give, (H, W), `IGNORE` elsewhere."""
+        own = torch.tensor(self.labelled[photo.source], dtype=photo.labels.dtype)
+        return photo.labels.where(torch.isin(photo.labels, own), IGNORE)
+
+    def objects_digest(self) -> str:
+        """Returns a hash of the photos and of `objects` in them, whatever a teacher adds."""
+        digest = hashlib.sha256(repr(self.names[: self.known]).encode())
+        if isinstance(self.photos, StoredPhotos):
+            return self.digest()
+        for photo in self.photos:
+            if self.labelled[photo.source]:
+                digest.update(photo.key.encode())
+                digest.update(self.objects(photo).numpy().tobytes())
+        return digest.hexdigest()
 
     def digest(self) -> str:
         """Returns a hash of names and photos: of their labels where they are in memory, else of their files' sizes."""
@@ -203,7 +217,6 @@ def load_corpus(config: TrainConfig) -> Corpus:
         tuple(one.weight for one in config.data),
         tuple(stored) if config.in_memory else stored,
         tuple(source for source, _ in stored.places),
-        frozenset(lessons),
     )
 
 

@@ -74,7 +74,7 @@ def encode_regions(
     """
     stamp = {
         "encoder": encoder.fingerprint,
-        "corpus": corpus.digest(),
+        "corpus": corpus.objects_digest(),
         "choice": f"{MIN_AREA} {MAX_REGIONS} {per_class} {seed if per_class else 0}",
     }
     if cache.is_file():
@@ -111,16 +111,17 @@ def _list_regions(corpus: Corpus, per_class: int, seed: int) -> Iterator[tuple[L
     for index in order.tolist():
         if not missing:
             return
-        if corpus.sources[index] in corpus.taught:
-            continue  # a prompt should be certain
+        if not corpus.labelled[corpus.sources[index]]:
+            continue
         try:
             photo = corpus.photos[index]
         except DPSegError:
             continue
-        for name in photo.labels.unique().tolist():
+        labels = corpus.objects(photo)  # a prompt should be certain, and a teacher may err
+        for name in labels.unique().tolist():
             if name not in missing:
                 continue
-            for region in _largest_regions(photo.labels == name):
+            for region in _largest_regions(labels == name):
                 yield photo, index, name, region
                 listed[name] += 1
             if listed[name] >= per_class > 0:

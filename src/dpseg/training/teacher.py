@@ -60,7 +60,7 @@ class PseudoLabels:
         """
         self.segmenter = Segmenter.from_pretrained(teacher.model)
         self.names = tuple(names)
-        self.prompts = self.segmenter.prompts(self.names)
+        self.prompts = self.segmenter.prompts(self.names, bank=False)
         self.confidence = teacher.confidence
         model = self.segmenter.model
         weights = weights_fingerprint(model.encoder.fingerprint, model.saved_state().values())
@@ -103,7 +103,8 @@ class PseudoLabels:
         """As `locate`, but K + k where `shown` is and k won before it was raised; k = K where it won itself."""
         count = len(self.names)
         others = [index for index, name in enumerate(self.names) if name.split(",")[0] != shown]
-        logits = self._logits(image, self.segmenter.prompts([*(self.names[index] for index in others), shown]))
+        prompts = self.segmenter.prompts([*(self.names[index] for index in others), shown], bank=False)
+        logits = self._logits(image, prompts)
         index_of = torch.tensor([*others, count])
         unraised = index_of[logits.argmax(dim=0)]
         margin = logits[-1] - logits[:-1].logsumexp(dim=0)
