@@ -180,6 +180,8 @@ class TrainConfig(Loadable):
         references: pictures averaged for a visual prompt: 1 to this many, at random.
         prompt_mix: probabilities of prompting with text alone, with pictures alone, and with both.
         mixed_prompts: probability that a photo's classes differ in that.
+        unseen: of the photos, in which every other name is prompted without the text residual of lite, as a name that
+            training never sees; in [0, 1].
         refined: probability of prompting a photo as Inference II does, with objects of that very photo.
         refined_from: step from which on that happens; before, Inference I would find nothing of use.
         false_finds: probability that a class which the photo lacks is then prompted with one of the photo's objects, as
@@ -231,6 +233,7 @@ class TrainConfig(Loadable):
     references: int = 3
     prompt_mix: tuple[float, float, float] = (0.3, 0.3, 0.4)
     mixed_prompts: float = 0.2
+    unseen: float = 0.0
     refined: float = 0.0
     refined_from: int = 0
     false_finds: float = 0.1

@@ -71,9 +71,13 @@ class TextMap(nn.Module):
         gram.diagonal().add_(RIDGE)
         self.coefficients.copy_(torch.linalg.solve(gram, self.vectors))
 
+    def regress(self, features: Tensor) -> Tensor:
+        """Maps (..., 384) unit text features to (..., 1280) without the residual: unit vectors."""
+        return F.normalize(_kernel(features, self.support, KERNEL_GAMMA) @ self.coefficients, dim=-1)
+
     def forward(self, features: Tensor) -> Tensor:
         """Maps (..., 384) unit text features to (..., 1280)."""
-        x = F.normalize(_kernel(features, self.support, KERNEL_GAMMA) @ self.coefficients, dim=-1)
+        x = self.regress(features)
         if len(self.local_support) == 0:
             return x
         return x + _kernel(features, self.local_support, LOCAL_GAMMA) @ self.local_coefficients

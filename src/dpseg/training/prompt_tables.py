@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpseg.config import TrainConfig
 from dpseg.model.encoders import Encoder
+from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.training.regions import Regions
 from dpseg.training.sampler import Batch
@@ -24,17 +25,21 @@ class PromptTables:
         visual: V, (N, 1, D) unit vectors; zero where a name has no region.
         stages: GAP(V_j): three tensors (N, 1, D_j).
         has_visual: (N,) bool.
+        unseen: T as it is for a name that training never saw, (N, M, D) unit vectors.
     """
 
     text: Tensor
     visual: Tensor
     stages: tuple[Tensor, Tensor, Tensor]
     has_visual: Tensor
+    unseen: Tensor
 
     def first(self, count: int) -> PromptTables:
         """Returns the prompts of the first names alone."""
         s2, s3, s4 = (stage[:count] for stage in self.stages)
-        return PromptTables(self.text[:count], self.visual[:count], (s2, s3, s4), self.has_visual[:count])
+        return PromptTables(
+            self.text[:count], self.visual[:count], (s2, s3, s4), self.has_visual[:count], self.unseen[:count]
+        )
 
 
 class PromptSource:
@@ -82,7 +87,10 @@ class PromptSource:
         s2, s3, s4 = (self._average(stage[row], owner) for stage in self.regions.stages)  # GAP(V_j)
         has_visual = torch.zeros(len(self.by_name), dtype=torch.bool, device=device)
         has_visual[owner] = True
-        return PromptTables(text, visual, (s2, s3, s4), has_visual)
+        unseen = text
+        if isinstance(encoder, LiteEncoder):
+            unseen = encoder.text_map.regress(self.text_features)
+        return PromptTables(text, visual, (s2, s3, s4), has_visual, unseen)
 
     def _average(self, rows: Tensor, owner: Tensor) -> Tensor:
         """Averages unit vectors by name: (R, D) -> (N, 1, D)."""
@@ -94,7 +102,8 @@ class PromptSource:
     ) -> PromptEmbeddings:
         """Returns the prompts of each crop's K categories: text alone, pictures alone or both, at random.
 
-        With `refined`, some photos are prompted as in Inference II.
+        Of some photos, every other name is as strange as one that training never sees. With `refined`, some are
+        prompted as in Inference II.
         """
         size, count = len(batch.everyone), batch.classes.shape[1]
         mix = torch.tensor(self.config.prompt_mix)
@@ -104,7 +113,10 @@ class PromptSource:
         kind = torch.where(mixed, each, kind)[batch.part].to(batch.classes.device)
         has_visual = (kind != 0) & tables.has_visual[batch.classes]
         has_text = (kind != 1) | ~has_visual
-        text = tables.text[batch.classes] * has_text[..., None, None]
+        strange = torch.rand(size, 1, generator=random) < self.config.unseen
+        strange = (strange & (torch.rand(size, count, generator=random) < 0.5))[batch.part].to(batch.classes.device)
+        text = torch.where(strange[..., None, None], tables.unseen[batch.classes], tables.text[batch.classes])
+        text = text * has_text[..., None, None]
         keep = has_visual[..., None, None]
         s2, s3, s4 = (stage[batch.classes] * keep for stage in tables.stages)
         prompts = PromptEmbeddings(text, tables.visual[batch.classes] * keep, (s2, s3, s4), has_text, has_visual)
