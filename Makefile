@@ -1,23 +1,25 @@
-# `make demo` installs DPSeg and segments the two photos in examples/; `make test` runs the tests. `make help` lists the rest.
+# `make demo` installs DPSeg and segments two photos of examples/; `make test` runs the tests. `make help` lists the rest.
 
 VENV := .venv
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 PIP_FLAGS ?=
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
-DEMO_PHOTOS := examples/chelsea.jpg examples/coffee.jpg
-DEMO_TEXT := --text cat --text "cup, mug" --text spoon --text "table, wooden table" --background 0.1
 DEMO_OUT := out/demo
+
+DATA ?= data
+SMALL := runs/lite-small
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint types imports check format clean
+.PHONY: help demo test bench reproduce lint types imports check format clean
 
 help: ## Print this list.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.runtime ## Install DPSeg and segment the two photos in examples/.
-	$(VENV)/bin/dpseg predict $(DEMO_PHOTOS) $(DEMO_TEXT) --out $(DEMO_OUT)
+demo: $(VENV)/.runtime ## Install DPSeg and segment two photos of examples/.
+	$(VENV)/bin/dpseg predict examples/chelsea.jpg --text cat --text wall --out $(DEMO_OUT)
+	$(VENV)/bin/dpseg predict examples/pagoda.jpg --text pagoda --text sky --text tree --out $(DEMO_OUT)
 	@echo "The overlays are in $(DEMO_OUT):"
 	@ls $(DEMO_OUT)/*overlay*
 
@@ -26,6 +28,11 @@ test: $(VENV)/.dev ## Run the tests; leaves out/junit.xml.
 
 bench: $(VENV)/.runtime ## Time `dpseg predict` against the project's bounds, on an idle machine.
 	$(VENV)/bin/python benchmarks/predict_speed.py
+
+reproduce: $(VENV)/.dev ## Train a small model on the sets in DATA=data from nothing, and measure it; under half an hour.
+	$(VENV)/bin/dpseg train --config configs/lite-small.yaml --data-root $(DATA) --out $(SMALL) --resume no
+	$(VENV)/bin/dpseg evaluate $(DATA)/coco_things --model $(SMALL)/final --prompts text,pictures,both --refine both \
+	    --out $(SMALL)/coco_things.json
 
 lint: $(VENV)/.dev ## Check style and formatting.
 	$(VENV)/bin/ruff check .

@@ -18,7 +18,24 @@ from dpseg.pretrained import model_folder
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("predict", "evaluate", "train", "info", "data check", "data prepare", "convert sed")
+COMMANDS = (
+    "predict",
+    "evaluate",
+    "train",
+    "info",
+    "data check",
+    "data prepare",
+    "convert sed",
+    "explain gap",
+    "explain cost",
+    "prompts generate",
+    "prompts bank add",
+    "prompts bank list",
+    "prompts bank search",
+    "prompts bank remove",
+    "prompts bank compact",
+    "ablate",
+)
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,15 @@ def test_it_takes_a_step(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixt
     with capsys.disabled():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"\n{recipe}: one step at crop 64, peak memory of this process so far {peak:.1f} GB")
+
+
+def test_lite_small_is_lite_but_for_its_size() -> None:
+    """So it takes a step as lite does: its model and all else that a step reads are the same."""
+    lite, small = (TrainConfig.from_dict(read_yaml(CONFIGS / f"{name}.yaml")) for name in ("lite", "lite-small"))
+    assert [(one.name, one.weight) for one in small.data] == [("coco_things", 8), ("coco_panoptic", 5), ("clothing", 2)]
+    assert set(small.data) <= set(lite.data)
+    assert (small.iterations, small.refined_from) == (lite.iterations // 4, lite.refined_from // 4)
+    assert small.out != lite.out
+    assert (
+        replace(small, data=lite.data, out=lite.out, iterations=lite.iterations, refined_from=lite.refined_from) == lite
+    )

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__, cli_explain, cli_research
+from dpseg import __version__, cli_bank, cli_explain, cli_prompts, cli_research
 from dpseg.commands import options
 from dpseg.errors import ConfigError, DPSegError
 
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_research.app)
 app.add_typer(cli_explain.explain_app, name="explain")
+cli_prompts.prompts_app.add_typer(cli_bank.bank_app, name="bank")
+app.add_typer(cli_prompts.prompts_app, name="prompts")
 
 
 @app.callback()
@@ -48,12 +50,13 @@ def predict(
     vocabulary: options.Vocabularies = None,
     prompts: options.Prompts = None,
     save_prompts: options.SavePrompts = None,
-    bank: options.Bank = True,
+    bank: options.BankPlace = None,
+    no_bank: options.NoBank = False,
     background: options.Background = None,
     out: options.Out = Path("out"),
     formats: options.Formats = "png,json,overlay",
     model: options.Model = "dpseg-lite",
-    refine: options.Refine = True,
+    refine: options.Refine = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
     size: options.Size = None,
@@ -73,7 +76,8 @@ def predict(
         formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
         model=model,
         refine=refine,
-        bank=bank,
+        bank=not no_bank,
+        store=bank,
         background=_threshold(background),
         device=device,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""The commands of a researcher: evaluate, train, look after data sets, convert weights."""
+"""The commands of a researcher: evaluate, train, ablate, look after data sets, convert weights."""
 
 from __future__ import annotations
 
@@ -116,6 +116,62 @@ def train(
         raise ConfigError(f"resume {resume!r} is neither auto nor no")
     asked = TrainOptions(config, context.args, resume == "auto", devices, accelerator, nodes)
     raise typer.Exit(run_train(asked, Console(highlight=False)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option("--data", metavar="NAME|PLACE", help="What is measured: folder, COCO file or benchmark.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Recipe, such as configs/lite-small.yaml.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A trained model in place of a recipe, once for each seed."),
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", "--data_root", metavar="DIR", help="Where data sets are. Default: the recipe's."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Photos named in SPLIT.txt, or a benchmark's split.")] = "val",
+    tables: Annotated[
+        str, typer.Option(help="prompts, fusion, guidance, templates, noise, refinement, with commas; or all.")
+    ] = "all",
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each variant. Default: 3.")] = None,
+    limit: Annotated[int | None, typer.Option(help="So many photos only, spread over the split.")] = None,
+    references: Annotated[int, typer.Option(help="Reference pictures a class, from photos outside the split.")] = 3,
+    noise: Annotated[str, typer.Option(help="Strengths, relative to the prompts' length, with commas.")] = "0.5,1.0",
+    processes: options.Processes = 1,
+    threads: options.Threads = None,
+    device: options.Device = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of runs and tables.")] = Path(
+        "runs/ablate"
+    ),
+) -> None:
+    """Repeat the paper's ablations on a recipe; any field of it can be changed with --field value."""
+    from dpseg.commands.ablate import AblateOptions
+    from dpseg.commands.ablate import ablate as run_ablate
+    from dpseg.config import EvalConfig
+
+    asked = AblateOptions(
+        data=data,
+        out=out,
+        recipe=config,
+        overrides=tuple(context.args),
+        models=tuple(model or ()),
+        data_root=data_root,
+        split=None if split == "all" else split,
+        tables=tables,
+        seeds=seeds,
+        config=EvalConfig(references=references, limit=limit),
+        noise=noise,
+        processes=processes,
+        threads=threads,
+        device=device,
+    )
+    raise typer.Exit(run_ablate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 
 
 @data_app.command("prepare")

@@ -43,6 +43,7 @@ class ModelConfig(Loadable):
             protocol), not of the largest resized logit.
         mirrored_scales: when testing, the photo is also encoded mirrored at these multiples of its input size, and the
             logits are averaged; none: it is seen once.
+        refine: whether Inference II runs where nobody says.
         decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
@@ -65,6 +66,7 @@ class ModelConfig(Loadable):
     auxiliary_heads: bool = False
     resize_scores: bool = False
     mirrored_scales: tuple[float, ...] = ()
+    refine: bool = True
     decode_classes: int | None = None
     tune_encoder: bool = True
     text_names: int = 0
@@ -82,7 +84,7 @@ class RefineConfig:
     """
 
     min_area: float = 0.01
-    min_confidence: float = 0.8
+    min_confidence: float = 0.9
     max_regions: int = 3
 
 

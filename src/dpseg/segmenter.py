@@ -17,7 +17,7 @@ import torch
 
 from dpseg.cache import EmbeddingCache
 from dpseg.config import RefineConfig
-from dpseg.errors import ConfigError, DPSegError, PromptError, WeightsError
+from dpseg.errors import ConfigError, DPSegError, PromptError
 from dpseg.images import ImageLike
 from dpseg.memory import release_free_memory
 from dpseg.model.dpseg import DPSeg
@@ -29,6 +29,7 @@ from dpseg.model.prompting import References, build_prompts
 from dpseg.photos import Photo, load_photo, photo_batches
 from dpseg.pretrained import load_pretrained, pick_device
 from dpseg.prompts.bank import Bank
+from dpseg.prompts.banks import PictureBank, chain, check_encoder, open_bank
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.refine import refine as refine_prompts
 from dpseg.result import Segmentation
@@ -53,7 +54,8 @@ class Segmenter:
 
     Attributes:
         model: in evaluation mode, on `device`.
-        bank: visual prompts for classes that have only words; None: there are none.
+        bank: visual prompts for classes that have only words, as they ship with the model; None: there are none.
+        store: a bank of the user's own, which is asked before `bank`; None: there is none.
         refinement: which regions of Inference I become prompts of Inference II.
         cache: where embeddings of texts are kept.
     """
@@ -64,39 +66,42 @@ class Segmenter:
         bank: Bank | None = None,
         refinement: RefineConfig | None = None,
         cache: EmbeddingCache | None = None,
+        store: PictureBank | None = None,
     ) -> None:
         """Takes a model as it is, on the device where it is.
 
         Raises:
-            WeightsError: the bank was made with another encoder.
+            WeightsError: a bank was made with another encoder.
         """
-        if bank is not None and bank.encoder != model.encoder.fingerprint:
-            raise WeightsError(
-                f"the bank was made with the encoder {bank.encoder!r}, the model has {model.encoder.fingerprint!r};"
-                " make it again with this model"
-            )
+        check_encoder(model.encoder.fingerprint, bank, store)
         self.model = model.eval()
-        self.bank = bank
+        self.bank, self.store = bank, store
         self.refinement = refinement or RefineConfig()
         self.cache = cache or EmbeddingCache()
         self._fingerprint = prompt_fingerprint(model.encoder)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "dpseg-lite", device: str | torch.device | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "dpseg-lite",
+        device: str | torch.device | None = None,
+        store: str | Path | None = None,
+    ) -> Self:
         """Loads a model and its bank.
 
         Args:
             name_or_path: a key of `MODELS`, a folder that `DPSeg.save_pretrained` wrote, or "user/model" on the hub.
             device: e.g. "cpu", "cuda", "cuda:1"; None: CUDA where there is a GPU, else the CPU.
+            store: folder or file of a bank of one's own, which is asked first.
 
         Raises:
             ModelNotFoundError: there is no such model.
-            WeightsError: its weights are missing, damaged, or cannot be fetched.
+            WeightsError: its weights or the bank are missing, damaged, cannot be fetched or do not go together.
             ConfigError: there is no such device.
         """
         place = pick_device(device)
         model, bank = load_pretrained(name_or_path)
-        return cls(model.to(place), bank)
+        return cls(model.to(place), bank, store=None if store is None else open_bank(store))
 
     @property
     def device(self) -> torch.device:
@@ -112,14 +117,14 @@ class Segmenter:
             text: K classes, synonyms after commas: ["cat", "couch, sofa"]. None: the classes are those of
                 `references`, by their pictures alone.
             references: pictures by class: {"mug": ["a.jpg", Reference("b.jpg", mask="b.png")]}.
-            bank: give classes without references the pictures that the model's bank has of things of that meaning.
+            bank: give classes without references the pictures that the banks have of things of that meaning.
 
         Raises:
             PromptError: there is no class, one stands twice, or a reference does not fit.
             ImageError: a reference cannot be read.
         """
-        templates = self.model.config.templates
-        return build_prompts(self.model.encoder, text, references, templates, self.cache, self.bank if bank else None)
+        banks, templates = chain(self.store, self.bank) if bank else None, self.model.config.templates
+        return build_prompts(self.model.encoder, text, references, templates, self.cache, banks)
 
     def __call__(
         self,
@@ -128,7 +133,7 @@ class Segmenter:
         references: References | None = None,
         *,
         prompts: PromptSet | None = None,
-        refine: bool = True,
+        refine: bool | None = None,
         background: float | None = None,
         bank: bool = True,
         size: int | None = None,
@@ -140,7 +145,7 @@ class Segmenter:
             text: as `prompts`.
             references: as `prompts`.
             prompts: what `prompts` or `PromptSet.load` returned, in place of text and references.
-            refine: run Inference II with crops of what Inference I found.
+            refine: run Inference II with crops of what Inference I found; None: as the model's config says.
             background: threshold in [0, 1]; pixels whose best score is below it get the label -1, none. None: no such
                 pixels.
             bank: as `prompts`.
@@ -164,7 +169,7 @@ class Segmenter:
         prompts: PromptSet,
         *,
         batch_size: int | None = None,
-        refine: bool = True,
+        refine: bool | None = None,
         background: float | None = None,
         size: int | None = None,
     ) -> Iterator[tuple[ImageLike, Segmentation | DPSegError]]:
@@ -200,7 +205,7 @@ class Segmenter:
         images: Iterable[ImageLike],
         prompts: PromptSet,
         batch_size: int,
-        refine: bool,
+        refine: bool | None,
         background: float | None,
         size: int | None,
     ) -> Iterator[tuple[ImageLike, Segmentation | DPSegError]]:
@@ -242,7 +247,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def decode(
-        self, encoded: Encoded, prompts: PromptSet, refine: bool = True, background: float | None = None
+        self, encoded: Encoded, prompts: PromptSet, refine: bool | None = None, background: float | None = None
     ) -> list[Segmentation]:
         """Segments what `encode` returned; the arguments are those for one image.
 
@@ -254,7 +259,7 @@ class Segmenter:
         prompts = self._usable(prompts)
         logits = self.model.decode(encoded.pyramid, prompts.embeddings)  # Inference I
         used = [prompts] * len(encoded.photos)
-        if refine and self.model.reads_pictures:
+        if (self.model.config.refine if refine is None else refine) and self.model.reads_pictures:
             originals = [photo.crop_source() for photo in encoded.photos]
             logits, used = refine_prompts(self.model, originals, encoded.pyramid, prompts, logits, self.refinement)
         return [

@@ -51,6 +51,19 @@ Bank = Annotated[
     bool,
     typer.Option(help="Give words without pictures those of the model's bank.", rich_help_panel=CLASSES),
 ]
+BankPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--bank",
+        metavar="DIR|FILE",
+        help="A bank of your own, from dpseg prompts bank; asked before the model's.",
+        rich_help_panel=CLASSES,
+    ),
+]
+NoBank = Annotated[
+    bool,
+    typer.Option("--no-bank", help="Give words no pictures of the model's bank.", rich_help_panel=CLASSES),
+]
 Background = Annotated[
     str | None,
     typer.Option(
@@ -75,7 +88,14 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Refine = Annotated[bool, typer.Option(help="Look again with crops of what was found.", rich_help_panel=MODEL)]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        "--refine/--no-refine",
+        help="Look again with crops of what was found (Inference II), or not. Default: as suits the model.",
+        rich_help_panel=MODEL,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.", rich_help_panel=MODEL),

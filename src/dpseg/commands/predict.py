@@ -42,8 +42,9 @@ class PredictOptions:
         out: folder of the results.
         formats: keys of `dpseg.result.FORMATS`.
         model: name, folder or hub id.
-        refine: run Inference II.
+        refine: run Inference II; None: as the model's config says.
         bank: use the model's bank.
+        store: folder or file of a bank of the user's own.
         background: threshold in [0, 1]; None: no pixel is "none".
         device: None: CUDA where there is a GPU.
         batch_size: photos at a time; None: as suits the device.
@@ -59,8 +60,9 @@ class PredictOptions:
     out: Path = Path("out")
     formats: tuple[str, ...] = ("png", "json", "overlay")
     model: str = "dpseg-lite"
-    refine: bool = True
+    refine: bool | None = None
     bank: bool = True
+    store: Path | None = None
     background: float | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -92,7 +94,7 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     if options.save_prompts is not None:
         check_writable(options.save_prompts.parent)
     with console.status(f"Loading {options.model}") if console.is_terminal else nullcontext():
-        segmenter, prompts = load_with_classes(options)
+        segmenter, prompts = load_with_classes(options, options.store)
     if options.save_prompts is not None:
         prompts.save(options.save_prompts)
     start = time.perf_counter()

@@ -64,8 +64,12 @@ def check_classes(options: ClassOptions) -> None:
         raise PromptError("no classes given; name some: --text cat, --vocabulary coco, or --ref mug=mug.jpg")
 
 
-def load_with_classes(options: ClassOptions) -> tuple[Segmenter, PromptSet]:
+def load_with_classes(options: ClassOptions, store: Path | None = None) -> tuple[Segmenter, PromptSet]:
     """Loads the model and encodes the classes.
+
+    Args:
+        options: of the command.
+        store: folder or file of a bank of the user's own, which is asked before the model's.
 
     Raises:
         DPSegError: the user's mistake.
@@ -87,5 +91,7 @@ def load_with_classes(options: ClassOptions) -> tuple[Segmenter, PromptSet]:
                 names.add(entry.name.casefold())
                 text.append(line)
     saved = PromptSet.load(options.prompts) if options.prompts is not None else None
-    segmenter = Segmenter.from_pretrained(options.model, options.device)
-    return segmenter, saved or segmenter.prompts(text or None, references or None, bank=options.bank)
+    segmenter = Segmenter.from_pretrained(options.model, options.device, store)
+    if not options.bank:
+        segmenter.bank = None
+    return segmenter, saved or segmenter.prompts(text or None, references or None)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dpseg.cache import EmbeddingCache, content_key
 from dpseg.model.encoders import Encoder
 from dpseg.model.fingerprint import weights_fingerprint
-from dpseg.prompts.bank import Bank
+from dpseg.prompts.banks import PictureBank
 from dpseg.prompts.prompt_set import VisualPrompts
 from dpseg.prompts.text import ClassName, expand
 
@@ -121,7 +121,7 @@ def visual_prompts(names: Sequence[str], owners: Sequence[int], rows: VisualRows
 
 @torch.no_grad()
 def bank_prompts(
-    encoder: Encoder, bank: Bank, classes: Sequence[ClassName], cache: EmbeddingCache
+    encoder: Encoder, bank: PictureBank, classes: Sequence[ClassName], cache: EmbeddingCache
 ) -> VisualPrompts | None:
     """Returns the bank's blends for the classes that it knows by meaning; None where it knows none of them."""
     match = bank.lookup(name_features(encoder, classes, cache))

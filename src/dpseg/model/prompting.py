@@ -20,7 +20,7 @@ from dpseg.model.prompt_encoding import (
     text_prompts,
     visual_prompts,
 )
-from dpseg.prompts.bank import Bank
+from dpseg.prompts.banks import PictureBank
 from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet, VisualPrompts
 from dpseg.prompts.text import ClassName, parse_classes, templates
 from dpseg.prompts.visual import Reference
@@ -36,7 +36,7 @@ def build_prompts(
     references: References | None,
     template_count: int,
     cache: EmbeddingCache,
-    bank: Bank | None = None,
+    bank: PictureBank | None = None,
 ) -> PromptSet:
     """Encodes the prompts of K classes.
 

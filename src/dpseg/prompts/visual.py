@@ -87,9 +87,9 @@ class Reference:
         """
         from PIL import Image
 
-        image = load_image(self.image)
-        mask = self._mask(image)
-        square = _square(_bounds(mask), image.width, image.height, margin if self.mask is not None or self.box else 0.0)
+        image, place = self.read()
+        mask = np.ones((image.height, image.width), dtype=np.bool_) if place is None else place
+        square = _square(_bounds(mask), image.width, image.height, 0.0 if place is None else margin)
         box = square.visible(image.width, image.height)
         window, stencil = image.crop(box), Image.fromarray(mask).convert("L").crop(box)
         factor = square.side // (4 * size)  # averaging whole blocks first saves the memory of a large photo in floats
@@ -98,11 +98,21 @@ class Reference:
         weights = torch.from_numpy(np.array(stencil)).float() / 255
         return _letterbox(to_tensor(window), weights, square, box, size)
 
-    def _mask(self, image: Image.Image) -> Mask:
+    def read(self) -> tuple[Image.Image, Mask | None]:
+        """Returns the picture, RGB, and where in it the thing is, (H, W) bool; None: the whole picture.
+
+        Raises:
+            ImageError: The picture or the mask cannot be read.
+            PromptError: The mask is empty or not of the picture's size, or the box is not within the picture.
+        """
+        image = load_image(self.image)
+        return image, self._mask(image)
+
+    def _mask(self, image: Image.Image) -> Mask | None:
         if self.box is not None:
             return _box_mask(self.box, image, _describe(self.image))
         if self.mask is None:
-            return np.ones((image.height, image.width), dtype=np.bool_)
+            return None
         mask = _read(self.mask)
         if mask.ndim != 2:
             raise PromptError(
