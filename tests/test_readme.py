@@ -33,7 +33,6 @@ COMMANDS = (
     "prompts bank list",
     "prompts bank search",
     "prompts bank remove",
-    "prompts bank compact",
     "ablate",
 )
 
