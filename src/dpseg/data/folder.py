@@ -8,6 +8,7 @@ ROOT/train.txt ...     optional splits: one STEM a line
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,9 +75,9 @@ class PhotoSet(Sequence[Sample]):
         """Reads one photo alone, RGB."""
         return load_image(self.image_paths[index])
 
+    @abstractmethod
     def mask(self, index: int) -> NDArray[np.int32]:
         """Reads one mask alone: (H, W), classes or the set's `ignore_index`."""
-        raise NotImplementedError
 
     def mask_of(self, index: int) -> str:
         """Says which mask it is, for errors."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from dpseg.config import TrainConfig
 from dpseg.errors import DataError, DPSegError
+from dpseg.training.augment import jitter_colours, resize_crop, resize_labels, uniform
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 
 LABEL_STRIDE = 4
@@ -151,7 +152,7 @@ class Sampler(Dataset[Batch]):
         return int(torch.multinomial(weights, 1, generator=random))
 
     def _draw_photo(self, source: int, random: torch.Generator) -> int:
-        if _uniform(random) < self.config.class_balanced and self.by_name[source]:
+        if uniform(random) < self.config.class_balanced and self.by_name[source]:
             return self._draw_object(source, random)[0]
         photos = self.by_source[source]
         return photos[_randint(len(photos), random)]
@@ -168,13 +169,13 @@ class Sampler(Dataset[Batch]):
         config = self.config
         image, labels, photo, unsure = self._read_and_cut(photo, random, skipped)
         for _ in range(2):
-            if _uniform(random) < config.paste:
+            if uniform(random) < config.paste:
                 self._paste(image, labels, random, skipped)
-        if _uniform(random) < 0.5:
+        if uniform(random) < 0.5:
             image, labels = image.flip(-1), labels.flip(-1)
         offset = LABEL_STRIDE // 2
         labels = labels[offset::LABEL_STRIDE, offset::LABEL_STRIDE].long()
-        return _Crop(_jitter(image, config.colour_jitter, random), labels, photo, unsure)
+        return _Crop(jitter_colours(image, config.colour_jitter, random), labels, photo, unsure)
 
     def _read_and_cut(self, photo: int, random: torch.Generator, skipped: list[str]) -> _Crop:
         for _ in range(MAX_REDRAWS):
@@ -191,10 +192,10 @@ class Sampler(Dataset[Batch]):
         config = self.config
         height, width = photo.labels.shape
         low, high = (math.log(value) for value in config.scale)
-        factor = math.exp(low + (high - low) * _uniform(random)) * config.photo_size / min(height, width)
+        factor = math.exp(low + (high - low) * uniform(random)) * config.photo_size / min(height, width)
         side = max(16, round(config.crop / factor))
-        top = round((height - side) * _uniform(random))
-        left = round((width - side) * _uniform(random))
+        top = round((height - side) * uniform(random))
+        left = round((width - side) * uniform(random))
         box = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
         image = photo.image[:, box[0], box[1]].float().div_(255)
         labels = photo.labels[box[0], box[1]]
@@ -202,7 +203,7 @@ class Sampler(Dataset[Batch]):
         pad = (pad_left, side - labels.shape[1] - pad_left, pad_top, side - labels.shape[0] - pad_top)
         if any(pad):
             image, labels = F.pad(image, pad, value=0.5), F.pad(labels, pad, value=IGNORE)
-        return _resize(image, config.crop), _resize_labels(labels, config.crop)
+        return resize_crop(image, config.crop), resize_labels(labels, config.crop)
 
     def _paste(self, image: Tensor, labels: Tensor, random: torch.Generator, skipped: list[str]) -> None:
         """Pastes an object of another photo (Ghiasi et al., Simple Copy-Paste, CVPR 2021), in place."""
@@ -221,7 +222,7 @@ class Sampler(Dataset[Batch]):
         if mask.float().mean() > 0.5 or min(bottom - top, right - left) < 16:
             return  # a whole scene, or a crumb
         crop = image.shape[-1]
-        factor = crop * (0.2 + 0.5 * _uniform(random)) / max(bottom - top, right - left)
+        factor = crop * (0.2 + 0.5 * uniform(random)) / max(bottom - top, right - left)
         size = max(8, round((bottom - top) * factor)), max(8, round((right - left) * factor))
         y, x = _randint(crop - size[0] + 1, random), _randint(crop - size[1] + 1, random)
         piece = donor.image[:, top:bottom, left:right].float().div_(255)
@@ -272,38 +273,8 @@ def _present(labels: Tensor) -> list[int]:
     return [value for value in (counts.nonzero()[:, 0] + NONE).tolist() if value >= 0]
 
 
-def _uniform(random: torch.Generator) -> float:
-    return float(torch.rand((), generator=random))
-
-
 def _randint(limit: int, random: torch.Generator) -> int:
     return int(torch.randint(limit, (), generator=random))
-
-
-def _resize(image: Tensor, side: int) -> Tensor:
-    return F.interpolate(image[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
-
-
-def _resize_labels(labels: Tensor, side: int) -> Tensor:
-    rows = ((torch.arange(side) + 0.5) * labels.shape[0] / side).long()
-    columns = ((torch.arange(side) + 0.5) * labels.shape[1] / side).long()
-    return labels[rows][:, columns]
-
-
-def _jitter(image: Tensor, strength: float, random: torch.Generator) -> Tensor:
-    """Changes brightness, contrast and saturation, each with probability one half (SSD, Liu et al., ECCV 2016)."""
-    for kind in ("brightness", "contrast", "saturation"):
-        if _uniform(random) < 0.5:
-            continue
-        factor = 1 + strength * (2 * _uniform(random) - 1)
-        match kind:
-            case "brightness":
-                image = image * factor
-            case "contrast":
-                image = torch.lerp(image.mean(), image, factor)
-            case _:
-                image = torch.lerp(image.mean(dim=0, keepdim=True), image, factor)
-    return image.clamp(0, 1)
 
 
 __all__ = ["IGNORE", "LABEL_STRIDE", "NONE", "Batch", "Sampler"]
