@@ -26,7 +26,9 @@ def check_encoder(encoder: Encoder, side: int = 64, tolerance: float = 1e-5) -> 
     check_attributes(encoder)
     check_pyramid(encoder, side, tolerance)
     check_text(encoder, tolerance)
+    check_pieces(encoder)
     check_visual(encoder, side, tolerance)
+    check_prompt_pyramid(encoder, side)
     check_frozen_parts_ignore_training(encoder, side)
     check_gradients(encoder, side)
     check_state_dict(encoder, side)
@@ -64,6 +66,12 @@ def check_pyramid(encoder: Encoder, side: int, tolerance: float) -> None:
     assert black.isfinite().all()
     assert white.isfinite().all()
     assert not torch.allclose(black, white)
+
+
+def check_pieces(encoder: Encoder) -> None:
+    """The pieces of a word together are the word, and a common one is not cut."""
+    assert encoder.word_pieces("cat") == ("cat",)
+    assert "".join(encoder.word_pieces("qzvxk-12")) == "qzvxk-12"
 
 
 def check_text(encoder: Encoder, tolerance: float) -> None:
@@ -123,6 +131,25 @@ def check_visual(encoder: Encoder, side: int, tolerance: float) -> None:
     deep = encoder.project_visual(whole.dense[:, None].expand(-1, 2, -1))
     assert deep.shape == (3, 2, encoder.embed_dim)
     torch.testing.assert_close(deep[:, 1], projected, atol=tolerance, rtol=1e-4)
+
+
+def check_prompt_pyramid(encoder: Encoder, side: int) -> None:
+    """Maps of the frozen network: their means are what crops are pooled to, whatever becomes of the tuned network."""
+    assert isinstance(encoder, nn.Module)
+    images = _pictures(encoder, 2, side, side)
+    spoilt = deepcopy(encoder)
+    with torch.no_grad():
+        before = encoder.pyramid(images)
+        for parameter in spoilt.parameter_groups()[0]:
+            parameter.mul_(0.5).add_(0.01)
+        maps = spoilt.prompt_pyramid(images, spoilt.pyramid(images))
+        whole = encoder.visual_features(images)
+        assert maps.dense.shape == before.dense.shape
+        for level, pooled in zip(maps.stages, whole.stages, strict=True):
+            torch.testing.assert_close(level.mean(dim=(2, 3)), pooled, atol=1e-4, rtol=1e-3)
+        visual = encoder.project_visual(whole.dense)
+        pooled = maps.dense.mean(dim=(2, 3))
+    assert (nn.functional.cosine_similarity(pooled, visual) > 0.9).all()
 
 
 def check_frozen_parts_ignore_training(encoder: Encoder, side: int) -> None:

@@ -23,8 +23,8 @@ import dpseg.prompts.bank_store
 from coco_files import box, image, write
 from dpseg.cache import EmbeddingCache
 from dpseg.cli import run
-from dpseg.commands.bank_crops import choose
 from dpseg.config import ModelConfig
+from dpseg.data.picture_features import choose
 from dpseg.errors import WeightsError
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import VisualFeatures

@@ -29,11 +29,14 @@ COMMANDS = (
     "explain gap",
     "explain cost",
     "prompts generate",
+    "prompts show",
+    "prompts explain",
     "prompts bank add",
     "prompts bank list",
     "prompts bank search",
     "prompts bank remove",
     "ablate",
+    "serve",
 )
 
 

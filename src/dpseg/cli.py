@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__, cli_bank, cli_explain, cli_prompts, cli_research
+from dpseg import __version__, cli_bank, cli_explain, cli_prompts, cli_research, cli_serve
 from dpseg.commands import options
+from dpseg.commands.refinement import FlagWithValue, read_refinement
 from dpseg.errors import ConfigError, DPSegError
 
 OUR_MISTAKE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_research.app)
+app.add_typer(cli_serve.app)
 app.add_typer(cli_explain.explain_app, name="explain")
 cli_prompts.prompts_app.add_typer(cli_bank.bank_app, name="bank")
 app.add_typer(cli_prompts.prompts_app, name="prompts")
@@ -42,21 +44,26 @@ def _app(
     """Has the options that go with every command; `run` looks for --debug itself."""
 
 
-@app.command()
+@app.command(cls=FlagWithValue)
 def predict(
     photos: options.Photos,
     text: options.Text = None,
     ref: options.References = None,
+    refs: options.Refs = None,
+    refs_per_class: options.RefsPerClass = 5,
+    split: options.RefsSplit = "all",
+    ref_context: options.RefContext = "keep",
     vocabulary: options.Vocabularies = None,
     prompts: options.Prompts = None,
     save_prompts: options.SavePrompts = None,
     bank: options.BankPlace = None,
     no_bank: options.NoBank = False,
+    feature_prompts: options.FeaturePrompts = "blend",
     background: options.Background = None,
     out: options.Out = Path("out"),
     formats: options.Formats = "png,json,overlay",
     model: options.Model = "dpseg-lite",
-    refine: options.Refine = None,
+    refine: options.RefineHow = None,
     device: options.Device = None,
     batch_size: options.BatchSize = None,
     size: options.Size = None,
@@ -64,20 +71,24 @@ def predict(
     """Segment photos: print what is found, write labels and overlays."""
     from dpseg.commands.predict import PredictOptions
     from dpseg.commands.predict import predict as run_predict
+    from dpseg.commands.prompts_input import feature_kind
+    from dpseg.commands.reference_sets import RefsOptions, context_of
 
     asked = PredictOptions(
         photos=tuple(photos),
         text=tuple(text or ()),
         references=tuple(ref or ()),
+        refs=RefsOptions(tuple(refs or ()), refs_per_class, None if split == "all" else split, context_of(ref_context)),
         vocabularies=tuple(vocabulary or ()),
         prompts=prompts,
         save_prompts=save_prompts,
         out=out,
         formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
         model=model,
-        refine=refine,
+        refine=read_refinement(refine),
         bank=not no_bank,
         store=bank,
+        feature_prompts=feature_kind(feature_prompts),
         background=_threshold(background),
         device=device,
         batch_size=batch_size,

@@ -49,12 +49,14 @@ def add(
         str, typer.Option(help="Photos named in SPLIT.txt, or a benchmark's split.", rich_help_panel=_LABELLED)
     ] = "all",
     root: options.Root = None,
+    ref_context: Annotated[str, typer.Option(metavar=options.CONTEXTS, help=options.CONTEXT_HELP)] = "keep",
     model: options.Model = "dpseg-lite",
     device: options.Device = None,
 ) -> None:
     """Add pictures; what is in the bank already is not encoded again."""
     from dpseg.commands.bank_add import AddOptions
     from dpseg.commands.bank_add import add as run_add
+    from dpseg.commands.reference_sets import context_of
 
     asked = AddOptions(
         bank=bank,
@@ -64,6 +66,7 @@ def add(
         per_class=per_class,
         split=None if split == "all" else split,
         root=root,
+        context=context_of(ref_context),
         license=license_,
         model=model,
         device=device,

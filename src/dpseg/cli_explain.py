@@ -46,9 +46,15 @@ def cost(
     out: _Folder,
     text: options.Text = None,
     ref: options.References = None,
+    refs: options.Refs = None,
+    refs_per_class: options.RefsPerClass = 5,
+    split: options.RefsSplit = "all",
+    ref_context: options.RefContext = "keep",
     vocabulary: options.Vocabularies = None,
     prompts: options.Prompts = None,
-    bank: options.Bank = True,
+    bank: options.BankPlace = None,
+    no_bank: options.NoBank = False,
+    feature_prompts: options.FeaturePrompts = "blend",
     classes: Annotated[int, typer.Option(help="So many rows at most, those with the largest area.")] = 6,
     model: options.Model = "dpseg-lite",
     device: options.Device = None,
@@ -57,15 +63,20 @@ def cost(
     """Draw the cost volumes of a photo, class by class, and Inference I beside Inference II."""
     from dpseg.commands.explain import CostOptions
     from dpseg.commands.explain import cost as run_cost
+    from dpseg.commands.prompts_input import feature_kind
+    from dpseg.commands.reference_sets import RefsOptions, context_of
 
     asked = CostOptions(
         photo=photo,
         out=out,
         text=tuple(text or ()),
         references=tuple(ref or ()),
+        refs=RefsOptions(tuple(refs or ()), refs_per_class, None if split == "all" else split, context_of(ref_context)),
         vocabularies=tuple(vocabulary or ()),
         prompts=prompts,
-        bank=bank,
+        bank=not no_bank,
+        store=bank,
+        feature_prompts=feature_kind(feature_prompts),
         classes=classes,
         model=model,
         device=device,

@@ -48,6 +48,7 @@ def evaluate(
     ] = options.DEFAULT_BACKGROUND,
     references: Annotated[int, typer.Option(help="Reference pictures a class, from photos outside the split.")] = 3,
     seed: Annotated[int, typer.Option(help="Which reference pictures.")] = 0,
+    ref_context: Annotated[str, typer.Option(metavar=options.CONTEXTS, help=options.CONTEXT_HELP)] = "keep",
     limit: Annotated[int | None, typer.Option(help="So many photos only, spread over the split.")] = None,
     seen: options.Seen = None,
     out: options.Report = None,
@@ -61,17 +62,21 @@ def evaluate(
     ] = False,
     device: options.Device = None,
     size: options.Size = None,
+    match: options.Match = None,
 ) -> None:
     """Measure a model on labelled photos: print Markdown tables, write a report."""
     from dpseg.commands.evaluate import EvaluateOptions, prompt_kinds, refine_rows, shard_of
     from dpseg.commands.evaluate import evaluate as run_evaluate
+    from dpseg.commands.reference_sets import context_of
     from dpseg.config import EvalConfig
+    from dpseg.matching import matching_of
 
     config = EvalConfig(
         prompts=prompt_kinds(prompts),
         refine=refine_rows(refine),
         references=references,
         seed=seed,
+        ref_context=context_of(ref_context),
         ignore_background=ignore_background,
         background=background,
         size=size,
@@ -85,6 +90,7 @@ def evaluate(
         names=names,
         model=model,
         untrained=untrained,
+        matching=None if match is None else matching_of(match),
         device=device,
         out=out,
         sets=tuple(word.strip() for word in (sets or "").split(",") if word.strip()),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from dpseg.errors import ConfigError
+from dpseg.matching import Matching
 from dpseg.plain_values import Loadable
 
 EncoderName = Literal["lite", "base", "large", "tiny"]
@@ -12,6 +14,15 @@ Fusion = Literal["average", "text", "visual", "cost_average", "cost_concat"]
 Guidance = Literal["visual234", "visual2", "none", "upsampled", "cost_chain"]
 Spatial = Literal["hybrid_dilated", "depthwise9"]
 Precision = Literal["32", "bf16", "fp16"]
+FeaturePrompts = Literal["off", "blend", "regress"]
+"""What classes with words and no pictures get from banks: nothing ("off"); the pictures of names that mean nearly the
+same ("blend"); and, where no name does, what a regression on the banks makes of the word ("regress")."""
+
+Refine = bool | Literal["sequence"] | None
+"""Whether Inference II runs, or prompts are carried from photo to photo; None: as the model's config says."""
+
+Context = Literal["keep", "blur", "mean"]
+"""What surrounds the thing in the crop of a reference: as it is, blurred, or the mean colour."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class ModelConfig(Loadable):
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
         weights: tag or path of the encoder's pretrained weights; None: the encoder's own default; "random": none.
+        matching: how prompts are compared with a photo, when testing.
     """
 
     encoder: EncoderName = "base"
@@ -71,21 +83,39 @@ class ModelConfig(Loadable):
     tune_encoder: bool = True
     text_names: int = 0
     weights: str | None = None
+    matching: Matching = field(default_factory=Matching)
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """When a region of Inference I is good enough to become a prompt of Inference II.
+    """When a region of Inference I is good enough to become a prompt of Inference II, and what is made of it.
 
     Attributes:
         min_area: it covers at least this fraction of the photo, in [0, 1].
         min_confidence: its mean score is at least this, in [0, 1].
-        max_regions: so many regions of a class at most, the largest first.
+        max_regions: so many regions of a class at most, the largest first: as many crops.
+        core: only this fraction of its pixels, the surest, counts and becomes the prompt, in (0, 1]; 1: all.
+        features: a crop of it is encoded ("crop", as in the paper), or the frozen features of the whole photo are
+            averaged over it ("pooled").
+        blend: weight in [0, 1] of what was found, beside the pictures that its class had; 1: it replaces them, as in
+            the paper. Where there were none, what was found stands alone.
+        keep: of a sequence, the weight in [0, 1) of what earlier photos showed of a class when another shows it.
     """
 
     min_area: float = 0.01
     min_confidence: float = 0.9
     max_regions: int = 3
+    core: float = 1.0
+    features: Literal["crop", "pooled"] = "crop"
+    blend: float = 1.0
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.core <= 1 and 0 <= self.blend <= 1 and 0 <= self.keep < 1):
+            raise ConfigError(
+                f"core {self.core}, blend {self.blend}, keep {self.keep}: give a core above 0, a keep below 1, and all"
+                " from 0 to 1"
+            )
 
 
 PromptKind = Literal["text", "bank", "pictures", "both"]
@@ -101,6 +131,7 @@ class EvalConfig:
         refine: Inference I alone, Inference II, or both; one row each.
         references: reference pictures a class, cut from photos outside the evaluated split.
         seed: which of them.
+        ref_context: what surrounds the thing in them.
         ignore_background: leave pixels of line 0 of classes.txt out where it is "background"; else such pixels are
             right where no class scores `background`.
         background: threshold in [0, 1]; used when the background counts.
@@ -113,6 +144,7 @@ class EvalConfig:
     refine: tuple[bool, ...] = (False, True)
     references: int = 3
     seed: int = 0
+    ref_context: Context = "keep"
     ignore_background: bool = True
     background: float = 0.5
     size: int | None = None

@@ -125,7 +125,7 @@ def _placed_names(labels: npt.NDArray[Any], entries: Sequence[Entry], size: int)
     for entry in entries:
         if entry.index < 0 or entry.area < _SMALLEST:
             continue
-        label = _shorten(entry.name, size, width * 0.6)
+        label = shorten(entry.name, size, width * 0.6)
         pill_width, pill_height = _pill_size(label, size)
         if pill_width > width or pill_height > height:
             continue
@@ -193,7 +193,7 @@ def _box_sums(mask: npt.NDArray[np.bool_], wide: int, high: int) -> npt.NDArray[
 
 
 def _pill_size(label: str, size: int) -> tuple[int, int]:
-    return round(_font(label, size).getlength(label) + size), round(size * 1.55)
+    return round(text_font(label, size).getlength(label) + size), round(size * 1.55)
 
 
 def _pill_shape(box: Box) -> Image.Image:
@@ -215,7 +215,7 @@ def _pill(label: str, colour: tuple[int, int, int], size: int) -> Image.Image:
     draw.rounded_rectangle(
         (0, 0, pill.width - 1, pill.height - 1), radius=pill.height * 0.32, outline=ink, width=max(2, size // 6)
     )
-    font = _font(label, size * _SMOOTH)
+    font = text_font(label, size * _SMOOTH)
     draw.text((pill.width / 2, pill.height / 2), label, fill=ink, font=font, anchor="mm")
     return pill.reduce(_SMOOTH)
 
@@ -228,8 +228,9 @@ def _legend(entries: Sequence[Entry], width: int, size: int) -> Image.Image:
     x, line = float(margin), 0
     for entry in entries:
         share = _percent(entry.area)
-        label = _shorten(entry.name, size, width - 2 * margin - 5 * size)
-        need = size * 1.5 + _font(label, size).getlength(label) + size * 0.5 + _font(share, size).getlength(share)
+        label = shorten(entry.name, size, width - 2 * margin - 5 * size)
+        letters = text_font(label, size).getlength(label) + text_font(share, size).getlength(share)
+        need = size * 2.0 + letters
         if x > margin and x + need > width - margin:
             x, line = float(margin), line + 1
         items.append((x, line, entry, label, share))
@@ -240,9 +241,9 @@ def _legend(entries: Sequence[Entry], width: int, size: int) -> Image.Image:
         middle = margin * 0.7 + line * row + row / 2
         patch = (x, middle - size * 0.55, x + size * 1.1, middle + size * 0.55)
         draw.rounded_rectangle(patch, radius=size * 0.3, fill=entry.colour)
-        draw.text((x + size * 1.5, middle), label, fill=_INK, font=_font(label, size), anchor="lm")
-        after = x + size * 2.0 + _font(label, size).getlength(label)
-        draw.text((after, middle), share, fill=_FAINT, font=_font(share, size), anchor="lm")
+        draw.text((x + size * 1.5, middle), label, fill=_INK, font=text_font(label, size), anchor="lm")
+        after = x + size * 2.0 + text_font(label, size).getlength(label)
+        draw.text((after, middle), share, fill=_FAINT, font=text_font(share, size), anchor="lm")
     return strip
 
 
@@ -250,16 +251,16 @@ def _percent(share: float) -> str:
     return "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
 
 
-def _shorten(text: str, size: int, room: float) -> str:
+def shorten(text: str, size: int, room: float) -> str:
     """Cuts a text to `room` pixels and marks the cut."""
-    if _font(text, size).getlength(text) <= room:
+    if text_font(text, size).getlength(text) <= room:
         return text
-    while len(text) > 1 and _font(text, size).getlength(text + "...") > room:
+    while len(text) > 1 and text_font(text, size).getlength(text + "...") > room:
         text = text[:-1]
     return text.rstrip() + "..."
 
 
-def _font(text: str, size: int) -> Font:
+def text_font(text: str, size: int) -> Font:
     """Returns Pillow's own font, or for other scripts the installed one that has most of the text's letters."""
     return _loaded_font("", size) if text.isascii() else _loaded_font(_font_for(frozenset(text)), size)
 

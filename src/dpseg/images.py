@@ -79,16 +79,20 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).float().div_(255)
 
 
-def read_mask(path: str | Path) -> npt.NDArray[Any]:
+def read_mask(source: str | Path | Image.Image) -> npt.NDArray[Any]:
     """Reads a label or binary mask as its stored values, (H, W), uint8 or int32.
 
     A palette keeps its indices and EXIF orientation is obeyed. Of a grey picture saved as RGB the one channel is taken,
     and of a cut-out, which has transparent parts, the alpha channel.
 
+    Args:
+        source: a path, or a PIL image as it was opened.
+
     Raises:
         ImageError: As `load_image`; or the picture has colours.
     """
-    mask = _open(Path(path))
+    name = str(getattr(source, "filename", "") or "the PIL image") if isinstance(source, Image.Image) else str(source)
+    mask = _decode(source, name) if isinstance(source, Image.Image) else _open(Path(source))
     if mask.mode in ("P", "L"):
         return np.array(mask)
     if mask.mode == "1":
@@ -103,7 +107,7 @@ def read_mask(path: str | Path) -> npt.NDArray[Any]:
         if (channels[..., :1] == channels[..., 1:3]).all():
             return channels[..., 0]
     raise ImageError(
-        f"{path}: a mask holds one value a pixel, this is in colour ({mask.mode}); save it as grey or palette PNG",
+        f"{name}: a mask holds one value a pixel, this is in colour ({mask.mode}); save it as grey or palette PNG",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from dpseg.config import ModelConfig
 from dpseg.errors import ImageError
 from dpseg.images import ImageLike, load_image, to_tensor
 from dpseg.lookahead import look_ahead
+from dpseg.model.encoders import Pyramid
 from dpseg.model.preprocess import prepare
 
 CROP_SOURCE = 1280
@@ -44,6 +46,26 @@ class Photo:
             return to_tensor(self.image)
         size = max(1, round(self.image.width * scale)), max(1, round(self.image.height * scale))
         return to_tensor(self.image.resize(size, Image.Resampling.BILINEAR))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Photos of one encoder size, encoded: B of them."""
+
+    photos: tuple[Photo, ...]
+    pyramid: Pyramid
+
+    def __getitem__(self, index: int) -> Encoded:
+        """Returns one of the photos."""
+        return Encoded((self.photos[index],), self.pyramid.image(index))
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Returns the photos one by one."""
+        return (self[index] for index in range(len(self.photos)))
+
+    def inputs(self) -> Tensor:
+        """Returns what was encoded, (B, 3, h, w), where the pyramid is."""
+        return torch.stack([photo.tensor for photo in self.photos]).to(self.pyramid.dense.device)
 
 
 Loaded: TypeAlias = "tuple[ImageLike, Photo | ImageError]"
@@ -98,3 +120,12 @@ def photo_batches(
             batch, pixels = [], 0
     if batch:
         yield batch
+
+
+def by_size(batch: Iterable[Loaded]) -> list[list[Photo]]:
+    """Returns the photos of a batch in groups of one encoder size; those that could not be read are in none."""
+    groups: dict[torch.Size, list[Photo]] = {}
+    for _, photo in batch:
+        if isinstance(photo, Photo):
+            groups.setdefault(photo.tensor.shape, []).append(photo)
+    return list(groups.values())

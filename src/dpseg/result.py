@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from dpseg.draw import found_entries, overlay
 from dpseg.errors import ConfigError, PromptError, did_you_mean
 from dpseg.files import make_folder, write_atomically
 from dpseg.palette import palette
+
+if TYPE_CHECKING:  # torch is not needed to look at a result
+    from dpseg.model.class_logits import Decoded
 
 FORMATS = {
     "png": "_labels.png",
@@ -37,10 +40,13 @@ class Segmentation:
     Attributes:
         labels: int32 (H, W), at the photo's size: index into `names`, -1 where there is no class.
         names: K.
-        logits: float32 (K, h, w), at the model's own resolution; any size, any real number, -inf included.
+        logits: float32 (K, h, w), at the model's own resolution; any size, any real number, -inf included. Of more than
+            `dpseg.model.class_logits.ALL_CLASSES` classes only those of `kept`, (k, h, w).
         image: the RGB photo, (H, W); None when it was not kept.
         source: path of the photo's file; None when it did not come from one.
         prompts: for each class where its prompts came from, e.g. ("text", "reference"); may be empty.
+        kept: int64 (k,), the classes that `logits` has rows for, ascending; None: all.
+        certainties: float32 (K,), each class's mean score over its own pixels, where not all logits are there.
     """
 
     labels: npt.NDArray[np.int32]
@@ -49,6 +55,25 @@ class Segmentation:
     image: Image.Image | None = None
     source: str | None = None
     prompts: tuple[tuple[str, ...], ...] = ()
+    kept: npt.NDArray[np.int64] | None = None
+    certainties: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        decoded: Decoded,
+        names: tuple[str, ...],
+        image: Image.Image | None = None,
+        source: str | None = None,
+        prompts: tuple[tuple[str, ...], ...] = (),
+    ) -> Segmentation:
+        """Makes it of what was decoded; the other arguments are the attributes."""
+        labels, kept = decoded.labels(), decoded.kept
+        logits: npt.NDArray[np.float32] = decoded.logits.float().cpu().numpy()
+        if kept is None:
+            return cls(labels, names, logits, image, source, prompts)
+        certainties = decoded.labelling.mean_scores(len(names))
+        return cls(labels, names, logits, image, source, prompts, kept.cpu().numpy(), certainties)
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -61,7 +86,7 @@ class Segmentation:
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """How well each class fits each pixel: float32 (K, H, W) in [0, 1].
+        """How well each class of `logits` fits each pixel: float32 (K, H, W), or (k, H, W), in [0, 1].
 
         Sigmoid of the bilinearly resized logits, computed anew each time, because it is K times the photo's size.
         """
@@ -76,10 +101,25 @@ class Segmentation:
     def confidences(self) -> dict[str, float]:
         """Mean score, in [0, 1], of each class that was found over its own pixels, in the order of `areas`."""
         found = {name: self.names.index(name) for name in self.areas}
+        if self.certainties is not None:
+            return {name: float(self.certainties[index]) for name, index in found.items()}
         return {
             name: float(self._scores_of(slice(index, index + 1))[0][self.labels == index].mean())
             for name, index in found.items()
         }
+
+    def logits_of(self, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Returns the logits of some classes, (n, h, w); a class that was not kept has a score of 0 everywhere.
+
+        Raises:
+            PromptError: One was not asked for.
+        """
+        indices = [self._index(name) for name in names]
+        if self.kept is None:
+            return self.logits[indices]
+        rows = {index: row for row, index in enumerate(self.kept.tolist())}
+        nothing = np.full_like(self.logits[0], -1e4)
+        return np.stack([self.logits[rows[index]] if index in rows else nothing for index in indices])
 
     def mask(self, name: str) -> npt.NDArray[np.bool_]:
         """Returns where a class is: bool (H, W), all False when it was not found.
@@ -87,11 +127,7 @@ class Segmentation:
         Raises:
             PromptError: It was not asked for.
         """
-        if name not in self.names:
-            raise PromptError(
-                f"{name!r} is not among the classes of this segmentation; {did_you_mean(name, self.names)}"
-            )
-        mask: npt.NDArray[np.bool_] = self.labels == self.names.index(name)
+        mask: npt.NDArray[np.bool_] = self.labels == self._index(name)
         return mask
 
     def plot(self) -> Image.Image:
@@ -162,7 +198,7 @@ class Segmentation:
             stem: beginning of the files' names; None: the photo's own name without its ending, or "image".
             formats: any of `FORMATS`: "png" (label map whose pixel is the label value, with a palette, 255 = none;
                 above 255 classes 16-bit, 65535 = none), "json" (`to_dict`), "overlay" (`plot`), "coco" (`to_coco`),
-                "npz" (labels, logits and names).
+                "npz" (labels, logits, names, and classes: which of them each row of the logits is of).
 
         Returns:
             The files, in the order of `formats`.
@@ -176,20 +212,34 @@ class Segmentation:
                 raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
         folder = make_folder(folder)
         stem = stem or (Path(self.source).stem if self.source else "image")
-        return [write_atomically(folder / (stem + FORMATS[name]), self._encoded(name)) for name in formats]
+        return [write_atomically(folder / (stem + FORMATS[name]), self.encoded(name)) for name in formats]
 
-    def _encoded(self, name: str) -> bytes:
-        """Returns the content of a file of one of `FORMATS`."""
+    def encoded(self, name: str) -> bytes:
+        """Returns the content of a file that `save` would write.
+
+        Args:
+            name: one of `FORMATS`.
+        """
         if name == "png":
             return _png(_label_picture(self.labels, len(self.names)))
         if name == "overlay":
             return _png(self.plot())
         if name == "npz":
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, labels=self.labels, logits=self.logits, names=np.array(self.names))
+            rows = np.arange(len(self.names)) if self.kept is None else self.kept
+            np.savez_compressed(
+                buffer, labels=self.labels, logits=self.logits, names=np.array(self.names), classes=rows
+            )
             return buffer.getvalue()
         content = self.to_coco() if name == "coco" else self.to_dict()
         return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise PromptError(
+                f"{name!r} is not among the classes of this segmentation; {did_you_mean(name, self.names)}"
+            )
+        return self.names.index(name)
 
     def _scores_of(self, classes: slice) -> npt.NDArray[np.float32]:
         """Returns the scores of some classes, float32 (k, H, W)."""

@@ -8,45 +8,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 
 from dpseg.cache import EmbeddingCache
-from dpseg.config import RefineConfig
+from dpseg.config import FeaturePrompts, Refine, RefineConfig
 from dpseg.errors import ConfigError, DPSegError, PromptError
 from dpseg.images import ImageLike
 from dpseg.memory import release_free_memory
+from dpseg.model.class_logits import Decoded
 from dpseg.model.dpseg import DPSeg
-from dpseg.model.encoders import Pyramid
-from dpseg.model.label_map import label_map
 from dpseg.model.preprocess import MAX_SIZE, MIN_SIZE
 from dpseg.model.prompt_encoding import encoder_device, prompt_fingerprint
 from dpseg.model.prompting import References, build_prompts
-from dpseg.photos import Photo, load_photo, photo_batches
+from dpseg.photos import Encoded, Photo, by_size, load_photo, photo_batches
 from dpseg.pretrained import load_pretrained, pick_device
 from dpseg.prompts.bank import Bank
-from dpseg.prompts.banks import PictureBank, chain, check_encoder, open_bank
+from dpseg.prompts.banks import PictureBank, check_encoder, feature_bank, open_bank
 from dpseg.prompts.prompt_set import PromptSet
+from dpseg.refine import find_regions, prompts_of
 from dpseg.refine import refine as refine_prompts
 from dpseg.result import Segmentation
+from dpseg.scene import Scene
 
 GPU_BATCH = 4
 """Images that a stream takes at a time on a GPU."""
 
 RELEASE_EVERY = 4
 """So many batches of a stream, and freed memory is given back to the system."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Photos of one encoder size, encoded."""
-
-    photos: tuple[Photo, ...]
-    pyramid: Pyramid
 
 
 class Segmenter:
@@ -58,6 +50,7 @@ class Segmenter:
         store: a bank of the user's own, which is asked before `bank`; None: there is none.
         refinement: which regions of Inference I become prompts of Inference II.
         cache: where embeddings of texts are kept.
+        feature_prompts: what classes that have only words get from the banks.
     """
 
     def __init__(
@@ -67,6 +60,7 @@ class Segmenter:
         refinement: RefineConfig | None = None,
         cache: EmbeddingCache | None = None,
         store: PictureBank | None = None,
+        feature_prompts: FeaturePrompts = "blend",
     ) -> None:
         """Takes a model as it is, on the device where it is.
 
@@ -75,7 +69,7 @@ class Segmenter:
         """
         check_encoder(model.encoder.fingerprint, bank, store)
         self.model = model.eval()
-        self.bank, self.store = bank, store
+        self.bank, self.store, self.feature_prompts = bank, store, feature_prompts
         self.refinement = refinement or RefineConfig()
         self.cache = cache or EmbeddingCache()
         self._fingerprint = prompt_fingerprint(model.encoder)
@@ -86,6 +80,7 @@ class Segmenter:
         name_or_path: str | Path = "dpseg-lite",
         device: str | torch.device | None = None,
         store: str | Path | None = None,
+        feature_prompts: FeaturePrompts = "blend",
     ) -> Self:
         """Loads a model and its bank.
 
@@ -93,6 +88,7 @@ class Segmenter:
             name_or_path: a key of `MODELS`, a folder that `DPSeg.save_pretrained` wrote, or "user/model" on the hub.
             device: e.g. "cpu", "cuda", "cuda:1"; None: CUDA where there is a GPU, else the CPU.
             store: folder or file of a bank of one's own, which is asked first.
+            feature_prompts: what classes that have only words get from the banks, see `FeaturePrompts`.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -101,7 +97,7 @@ class Segmenter:
         """
         place = pick_device(device)
         model, bank = load_pretrained(name_or_path)
-        return cls(model.to(place), bank, store=None if store is None else open_bank(store))
+        return cls(model.to(place), bank, None, None, None if store is None else open_bank(store), feature_prompts)
 
     @property
     def device(self) -> torch.device:
@@ -114,17 +110,17 @@ class Segmenter:
         """Encodes classes once, for any number of images.
 
         Args:
-            text: K classes, synonyms after commas: ["cat", "couch, sofa"]. None: the classes are those of
-                `references`, by their pictures alone.
+            text: K classes, synonyms after commas: ["cat", "couch, sofa"]; None: those of `references`, without words.
             references: pictures by class: {"mug": ["a.jpg", Reference("b.jpg", mask="b.png")]}.
             bank: give classes without references the pictures that the banks have of things of that meaning.
 
         Raises:
             PromptError: there is no class, one stands twice, or a reference does not fit.
             ImageError: a reference cannot be read.
+            ConfigError: pictures are to be regressed, and there is no bank.
         """
-        banks, templates = chain(self.store, self.bank) if bank else None, self.model.config.templates
-        return build_prompts(self.model.encoder, text, references, templates, self.cache, banks)
+        banks, config = feature_bank(self.feature_prompts, self.store, self.bank) if bank else None, self.model.config
+        return build_prompts(self.model.encoder, text, references, config.templates, self.cache, banks, config.matching)
 
     def __call__(
         self,
@@ -146,8 +142,7 @@ class Segmenter:
             references: as `prompts`.
             prompts: what `prompts` or `PromptSet.load` returned, in place of text and references.
             refine: run Inference II with crops of what Inference I found; None: as the model's config says.
-            background: threshold in [0, 1]; pixels whose best score is below it get the label -1, none. None: no such
-                pixels.
+            background: threshold in [0, 1]; pixels that score below it get the label -1, none. None: no such pixels.
             bank: as `prompts`.
             size: another input size of the encoder in pixels than the model's own.
 
@@ -159,7 +154,7 @@ class Segmenter:
         if prompts is not None and (text is not None or references is not None):
             raise PromptError("both prompts and text or references are given; give one of the two")
         self._check_options(background, size)
-        photo = self._load(image, size)
+        photo = load_photo(image, self.model.config, self.model.encoder.strides[-1], size)
         prompts = self.prompts(text, references, bank) if prompts is None else prompts
         return self.decode(self._encode([photo]), prompts, refine, background)[0]
 
@@ -169,7 +164,7 @@ class Segmenter:
         prompts: PromptSet,
         *,
         batch_size: int | None = None,
-        refine: bool | None = None,
+        refine: Refine = None,
         background: float | None = None,
         size: int | None = None,
     ) -> Iterator[tuple[ImageLike, Segmentation | DPSegError]]:
@@ -180,9 +175,9 @@ class Segmenter:
         Args:
             images: read as they are needed.
             prompts: what `prompts` or `PromptSet.load` returned.
-            batch_size: so many images at a time, 1 or more; None: `GPU_BATCH` on a GPU, and 1 on a CPU, which gains
-                nothing by more.
-            refine: as for one image.
+            batch_size: so many images at a time, 1 or more; None: `GPU_BATCH` on a GPU, 1 on a CPU: more gains nothing.
+            refine: as for one image; or "sequence": the images show one scene, one after the other, and each is decoded
+                once, by itself, with what was found in those before it, see `Scene`.
             background: as for one image.
             size: as for one image.
 
@@ -194,36 +189,28 @@ class Segmenter:
             ConfigError: batch_size, background or size is out of range.
         """
         self._check_options(background, size)
-        if batch_size is None:
-            batch_size = 1 if self.device.type == "cpu" else GPU_BATCH
-        if batch_size < 1:
+        count = (1 if self.device.type == "cpu" else GPU_BATCH) if batch_size is None else batch_size
+        if count < 1:
             raise ConfigError(f"batch size {batch_size} is out of range; give 1 or more")
-        return self._stream(images, self._usable(prompts), batch_size, refine, background, size)
+        if refine == "sequence" and batch_size not in (None, 1):
+            raise ConfigError(f"batch size {batch_size} does not go with a sequence, whose photos come one by one")
+        prompts = self.usable(prompts)
+        if refine == "sequence":
+            scene = Scene(prompts, self.refinement)
+            return self._stream(images, 1, lambda encoded: [self.follow(encoded, scene, background)], size)
+        return self._stream(images, count, lambda encoded: self.decode(encoded, prompts, refine, background), size)
 
     def _stream(
-        self,
-        images: Iterable[ImageLike],
-        prompts: PromptSet,
-        batch_size: int,
-        refine: bool | None,
-        background: float | None,
-        size: int | None,
+        self, images: Iterable[ImageLike], count: int, decode: Callable[[Encoded], list[Segmentation]], size: int | None
     ) -> Iterator[tuple[ImageLike, Segmentation | DPSegError]]:
-        stride = self.model.encoder.strides[-1]
-        batches = photo_batches(images, self.model.config, stride, size, batch_size)
+        batches = photo_batches(images, self.model.config, self.model.encoder.strides[-1], size, count)
         for number, batch in enumerate(batches):
             if number % RELEASE_EVERY == 0:
                 release_free_memory()
-            groups: dict[torch.Size, list[Photo]] = {}
-            for _, photo in batch:
-                if isinstance(photo, Photo):
-                    groups.setdefault(photo.tensor.shape, []).append(photo)
             results = {
                 id(photo): result
-                for photos in groups.values()
-                for photo, result in zip(
-                    photos, self.decode(self._encode(photos), prompts, refine, background), strict=True
-                )
+                for photos in by_size(batch)
+                for photo, result in zip(photos, decode(self._encode(photos)), strict=True)
             }
             for image, photo in batch:
                 yield image, results.pop(id(photo)) if isinstance(photo, Photo) else photo
@@ -240,7 +227,7 @@ class Segmenter:
             ConfigError: size is out of range, or the images have several encoder sizes.
         """
         self._check_options(None, size)
-        photos = [self._load(image, size) for image in images]
+        photos = [load_photo(image, self.model.config, self.model.encoder.strides[-1], size) for image in images]
         if len({photo.tensor.shape for photo in photos}) != 1:
             raise ConfigError(f"{len(photos)} images of several encoder sizes; encode one at a time, or use stream")
         return self._encode(photos)
@@ -256,36 +243,47 @@ class Segmenter:
             ConfigError: background is out of range.
         """
         self._check_options(background, None)
-        prompts = self._usable(prompts)
-        logits = self.model.decode(encoded.pyramid, prompts.embeddings)  # Inference I
-        used = [prompts] * len(encoded.photos)
+        prompts = self.usable(prompts)
+        found = [self._look(one, prompts, background) for one in encoded]  # Inference I
+        used = [prompts] * len(found)
         if (self.model.config.refine if refine is None else refine) and self.model.reads_pictures:
-            originals = [photo.crop_source() for photo in encoded.photos]
-            logits, used = refine_prompts(self.model, originals, encoded.pyramid, prompts, logits, self.refinement)
+            regions = [find_regions(one.best, one.leaders, self.refinement) for one in found]
+            used = refine_prompts(self.model, encoded, prompts, regions, self.refinement)
+            for number, mine in enumerate(used):
+                if mine is not prompts:
+                    found[number] = self._look(encoded[number], mine, background)  # Inference II
         return [
-            Segmentation(
-                labels=label_map(
-                    one, (photo.image.height, photo.image.width), background, self.model.config.resize_scores
-                ),
-                names=prompts.names,
-                logits=one.float().cpu().numpy(),
-                image=photo.image,
-                source=photo.source,
-                prompts=mine.sources,
-            )
-            for photo, one, mine in zip(encoded.photos, logits, used, strict=True)
+            Segmentation.of(one, prompts.names, photo.image, photo.source, mine.sources)
+            for photo, one, mine in zip(encoded.photos, found, used, strict=True)
         ]
+
+    @torch.inference_mode()
+    def follow(self, encoded: Encoded, scene: Scene, background: float | None = None) -> Segmentation:
+        """Segments the next photo of a scene once, with what the scene knows, and lets it learn from the photo.
+
+        Args:
+            encoded: a single photo.
+            scene: begun with usable prompts.
+            background: as for one image.
+        """
+        (photo,), used = encoded.photos, scene.prompts
+        found = self._look(encoded, used, background)
+        if self.model.reads_pictures:
+            regions = find_regions(found.best, found.leaders, self.refinement)
+            scene.add(prompts_of(self.model.encoder, encoded, used.names, [regions], self.refinement)[0])
+        return Segmentation.of(found, used.names, photo.image, photo.source, used.sources)
+
+    def _look(self, encoded: Encoded, prompts: PromptSet, background: float | None) -> Decoded:
+        image = encoded.photos[0].image
+        return self.model.decode_photo(encoded.pyramid, prompts.embeddings, (image.height, image.width), background)
 
     @torch.inference_mode()
     def _encode(self, photos: Sequence[Photo]) -> Encoded:
         images = torch.stack([photo.tensor for photo in photos]).to(self.device)
         return Encoded(tuple(photos), self.model.encode(images))
 
-    def _load(self, image: ImageLike, size: int | None) -> Photo:
-        return load_photo(image, self.model.config, self.model.encoder.strides[-1], size)
-
-    def _usable(self, prompts: PromptSet) -> PromptSet:
-        """Returns the prompts on the model's device."""
+    def usable(self, prompts: PromptSet) -> PromptSet:
+        """Returns prompts on the model's device; those of another model are a PromptError."""
         if prompts.encoder != self._fingerprint:
             raise PromptError(
                 "these prompts were encoded by another model or another version of it; make them again with this one"

@@ -38,6 +38,18 @@ def write_tensors(
     return write_atomically(path, save(plain, metadata={_KEY: head}))
 
 
+def kind_of(path: str | Path) -> str | None:
+    """Returns what a file holds, as it was written; None where it cannot be read or is of no kind."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = json.loads((file.metadata() or {}).get(_KEY, "{}")).get("kind")
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
 def read_tensors(
     path: str | Path, kind: str, version: int, error: type[DPSegError]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dpseg.commands.bank import holds, load_model, say
 from dpseg.commands.progress import progress
+from dpseg.config import Context
 from dpseg.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from dpseg.data.labelled import LabelledSet
     from dpseg.prompts.bank_store import BankStore
     from dpseg.segmenter import Segmenter
+
+POOL = 64
+"""So many objects of a class are compared, the largest; more where more are kept."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class AddOptions:
         per_class: so many objects a class are kept of it.
         split: which of its photos; None: all.
         root: folder in which a benchmark's download was unpacked; None: this one.
+        context: what surrounds the thing in pictures with a mask or box.
         license: of the pictures.
         model: name, folder or hub id.
         device: None: CUDA where there is a GPU.
@@ -43,6 +48,7 @@ class AddOptions:
     per_class: int = 10
     split: str | None = None
     root: Path | None = None
+    context: Context = "keep"
     license: str = ""
     model: str = "dpseg-lite"
     device: str | None = None
@@ -62,15 +68,16 @@ def add(options: AddOptions, console: Console, errors: Console) -> int:
     Raises:
         DPSegError: the user's mistake, noticed before the first picture where that is possible.
     """
-    from dpseg.commands.bank_pictures import BankFiller, folder_pictures, reference_pictures
+    from dpseg.commands.bank_pictures import BankFiller
     from dpseg.data.benchmarks import open_dataset
+    from dpseg.data.pictures import folder_pictures, reference_pictures
 
     if options.folder is None and not options.references and options.data is None:
         raise PromptError("no pictures given; name a folder with NAME/PICTURE.jpg, --ref NAME=PICTURE, or --data")
     if options.per_class < 1:
         raise ConfigError(f"--per-class {options.per_class} is out of range; give 1 or more")
     pictures = [] if options.folder is None else folder_pictures(options.folder)
-    pictures += reference_pictures(options.references)
+    pictures += reference_pictures(options.references, options.context)
     dataset = None if options.data is None else open_dataset(options.data, options.root, options.split)
     segmenter = load_model(options.model, options.device, errors)
     store = _open_for(options.bank, segmenter)
@@ -79,20 +86,20 @@ def add(options: AddOptions, console: Console, errors: Console) -> int:
         with progress(errors, len(pictures), "pictures", lines=True) as step:
             filler.add_all(pictures, step)
     if dataset is not None:
-        _add_objects(dataset, options.per_class, filler, errors)
+        _add_objects(dataset, options, filler, errors)
     _print_count(filler.count, store, console, errors)
     return 1 if filler.count.failed else 0
 
 
-def _add_objects(dataset: LabelledSet, per_class: int, filler: BankFiller, errors: Console) -> None:
+def _add_objects(dataset: LabelledSet, options: AddOptions, filler: BankFiller, errors: Console) -> None:
     """Adds objects of labelled photos, class by class."""
-    from dpseg.commands.bank_crops import POOL, add_class, find_candidates
+    from dpseg.data.objects import cut_objects, find_candidates
 
     with progress(errors, len(dataset), "masks", lines=True) as step:
-        candidates = find_candidates(dataset, max(POOL, per_class), filler.count.failed, step)
+        candidates = find_candidates(dataset, max(POOL, options.per_class), filler.count.failed, step)
     with progress(errors, len(candidates), "classes", lines=True) as step:
         for value in sorted(candidates):
-            add_class(filler, dataset, value, candidates[value], per_class)
+            filler.add_best(cut_objects(dataset, value, candidates[value], options.context), options.per_class)
             step()
 
 

@@ -18,6 +18,7 @@ from dpseg.commands.progress import progress
 from dpseg.config import EvalConfig, PromptKind
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.files import write_atomically
+from dpseg.matching import Matching
 
 if TYPE_CHECKING:
     from dpseg.evaluation.plan import Plan
@@ -40,6 +41,7 @@ class EvaluateOptions:
         names: vocabulary or file with other words for the classes of the only data set; None: its own.
         model: name, folder or hub id.
         untrained: measure what the model was before training, the plain cosine.
+        matching: how prompts are compared with a photo; None: as the model's config says.
         device: None: CUDA where there is a GPU.
         out: a file that ends in .json, or the folder of the report and of the counts; None: nothing is written.
         sets: more data sets, each a section of the report.
@@ -56,6 +58,7 @@ class EvaluateOptions:
     names: str | None = None
     model: str = "dpseg-lite"
     untrained: bool = False
+    matching: Matching | None = None
     device: str | None = None
     out: Path | None = None
     sets: tuple[str, ...] = ()
@@ -208,7 +211,7 @@ def _measure(
     from dpseg.evaluation.evaluate import encode_prompts, make_report
     from dpseg.evaluation.workers import Job, ModelSource
 
-    source = ModelSource(options.model, options.device, options.untrained)
+    source = ModelSource(options.model, options.device, options.untrained, options.matching)
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
         segmenter: Segmenter | None = source.load()
     assert segmenter is not None

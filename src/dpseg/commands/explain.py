@@ -13,7 +13,7 @@ from rich.console import Console
 from dpseg import __version__
 from dpseg.commands.places import check_writable
 from dpseg.commands.progress import progress
-from dpseg.commands.prompts_input import check_classes, load_with_classes
+from dpseg.commands.prompts_input import AskedClasses, check_classes, load_classes
 from dpseg.files import write_atomically
 
 if TYPE_CHECKING:
@@ -43,34 +43,20 @@ class GapOptions:
     device: str | None = None
 
 
-@dataclass(frozen=True)
-class CostOptions:
+@dataclass(frozen=True, kw_only=True)
+class CostOptions(AskedClasses):
     """The options of `dpseg explain cost`.
 
     Attributes:
         photo: a file.
         out: folder of the results.
-        text: classes, synonyms after commas.
-        references: NAME=PICTURE, NAME=PICTURE:MASK or NAME=PICTURE:x0,y0,x1,y1.
-        vocabularies: names of vocabularies, or files with one class a line.
-        prompts: file of a saved prompt set, in place of the three above.
-        bank: use the model's bank.
         classes: so many rows at most.
-        model: name, folder or hub id.
-        device: None: CUDA where there is a GPU.
         size: encoder's input size in pixels; None: the model's own.
     """
 
     photo: Path
     out: Path
-    text: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    vocabularies: tuple[str, ...] = ()
-    prompts: Path | None = None
-    bank: bool = True
     classes: int = 6
-    model: str = "dpseg-lite"
-    device: str | None = None
     size: int | None = None
 
 
@@ -122,7 +108,7 @@ def cost(options: CostOptions, console: Console, errors: Console) -> int:
     Args:
         options: what the user asked for.
         console: where the files are named.
-        errors: where it is shown that the model is loaded.
+        errors: where it is shown that the model is loaded, and what of the references cannot be read.
 
     Returns:
         The exit status, 0.
@@ -138,9 +124,8 @@ def cost(options: CostOptions, console: Console, errors: Console) -> int:
     check_classes(options)
     load_image(options.photo)
     check_writable(options.out)
-    with _loading(options.model, errors):
-        segmenter, prompts = load_with_classes(options)
-    found = explain_photo(segmenter, options.photo, prompts, options.classes, options.size)
+    loaded = load_classes(options, errors, options.store, options.feature_prompts)
+    found = explain_photo(loaded.segmenter, options.photo, loaded.prompts, options.classes, options.size)
     write_atomically(options.out / "cost.npz", found.to_npz())
     write_atomically(options.out / "cost.png", png_of(cost_figure(found)))
     write_atomically(options.out / "cost_inference.png", png_of(inference_figure(found.first, found.second)))

@@ -29,6 +29,33 @@ References = Annotated[
         rich_help_panel=CLASSES,
     ),
 ]
+Refs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR|FILE",
+        help="Pictures of many classes: DIR/NAME/*.jpg, underscores in NAME are spaces; or labelled photos, from which"
+        " objects are cut: a folder with images/, masks/ and classes.txt, or a COCO file.",
+        rich_help_panel=CLASSES,
+    ),
+]
+RefsPerClass = Annotated[
+    int,
+    typer.Option(help="Of labelled --refs: so many objects a class, large ones that differ.", rich_help_panel=CLASSES),
+]
+RefsSplit = Annotated[
+    str,
+    typer.Option("--split", help="Of labelled --refs: photos named in SPLIT.txt.", rich_help_panel=CLASSES),
+]
+CONTEXTS = "keep|blur|mean"
+CONTEXT_HELP = "What surrounds the thing in a picture with a mask or box: kept, blurred, or the mean colour."
+RefContext = Annotated[str, typer.Option(metavar=CONTEXTS, help=CONTEXT_HELP, rich_help_panel=CLASSES)]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        metavar="plain|alike",
+        help="How pictures are compared with a photo; alike: for classes that look alike, few things in a photo.",
+    ),
+]
 Vocabularies = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,10 +74,6 @@ SavePrompts = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Keep the encoded classes for --prompts.", rich_help_panel=CLASSES),
 ]
-Bank = Annotated[
-    bool,
-    typer.Option(help="Give words without pictures those of the model's bank.", rich_help_panel=CLASSES),
-]
 BankPlace = Annotated[
     Path | None,
     typer.Option(
@@ -63,6 +86,16 @@ BankPlace = Annotated[
 NoBank = Annotated[
     bool,
     typer.Option("--no-bank", help="Give words no pictures of the model's bank.", rich_help_panel=CLASSES),
+]
+FEATURE_PROMPTS = "off|blend|regress"
+FeaturePrompts = Annotated[
+    str,
+    typer.Option(
+        metavar=FEATURE_PROMPTS,
+        help="What words without pictures get from the banks: nothing; pictures of names that mean nearly the same; or,"
+        " where no name does, also features that are regressed from the words.",
+        rich_help_panel=CLASSES,
+    ),
 ]
 Background = Annotated[
     str | None,
@@ -93,6 +126,17 @@ Refine = Annotated[
     typer.Option(
         "--refine/--no-refine",
         help="Look again with crops of what was found (Inference II), or not. Default: as suits the model.",
+        rich_help_panel=MODEL,
+    ),
+]
+RefineHow = Annotated[
+    str | None,
+    typer.Option(
+        "--refine",
+        metavar="[HOW]",
+        help="Look again with crops of what was found (Inference II); off, or --no-refine: do not. With cores, of each"
+        " region the surest half; with pooled, features of the photo in place of crops; with sequence, each photo once,"
+        " by what was found in those before it. Several with commas. Default: as suits the model.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,10 @@ from rich.markup import escape
 
 from dpseg.commands.places import check_writable, output_places, without_results
 from dpseg.commands.progress import progress
-from dpseg.commands.prompts_input import check_classes, load_with_classes
+from dpseg.commands.prompts_input import check_classes, load_classes
+from dpseg.commands.reference_sets import RefsOptions
+from dpseg.commands.refinement import Refinement
+from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.images import find_images
 
@@ -36,15 +38,17 @@ class PredictOptions:
         photos: files, folders and globs.
         text: classes, synonyms after commas.
         references: NAME=PICTURE, NAME=PICTURE:MASK or NAME=PICTURE:x0,y0,x1,y1.
+        refs: folders of pictures and labelled sets, and how references are cut.
         vocabularies: names of vocabularies, or files with one class a line.
-        prompts: file of a saved prompt set, in place of the three above.
+        prompts: file of a saved prompt set, in place of the four above.
         save_prompts: file to which the prompt set is written.
         out: folder of the results.
         formats: keys of `dpseg.result.FORMATS`.
         model: name, folder or hub id.
-        refine: run Inference II; None: as the model's config says.
+        refine: whether Inference II runs, and how.
         bank: use the model's bank.
         store: folder or file of a bank of the user's own.
+        feature_prompts: what words without pictures get from the banks.
         background: threshold in [0, 1]; None: no pixel is "none".
         device: None: CUDA where there is a GPU.
         batch_size: photos at a time; None: as suits the device.
@@ -54,15 +58,17 @@ class PredictOptions:
     photos: tuple[str, ...]
     text: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    refs: RefsOptions = field(default_factory=RefsOptions)
     vocabularies: tuple[str, ...] = ()
     prompts: Path | None = None
     save_prompts: Path | None = None
     out: Path = Path("out")
     formats: tuple[str, ...] = ("png", "json", "overlay")
     model: str = "dpseg-lite"
-    refine: bool | None = None
+    refine: Refinement = field(default_factory=Refinement)
     bank: bool = True
     store: Path | None = None
+    feature_prompts: FeaturePrompts = "blend"
     background: float | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -75,7 +81,7 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     Args:
         options: what the user asked for.
         console: where what was found is printed.
-        errors: where photos that cannot be read are reported.
+        errors: where photos and references that cannot be read are reported.
 
     Returns:
         The exit status: 0, or 1 where a photo could not be read.
@@ -93,8 +99,13 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     check_writable(options.out)
     if options.save_prompts is not None:
         check_writable(options.save_prompts.parent)
-    with console.status(f"Loading {options.model}") if console.is_terminal else nullcontext():
-        segmenter, prompts = load_with_classes(options, options.store)
+    if options.feature_prompts == "off" and options.store is not None:
+        raise ConfigError(
+            f"--bank {options.store} gives words pictures, and --feature-prompts off takes none; leave out one of them"
+        )
+    loaded = load_classes(options, errors, options.store, options.feature_prompts)
+    segmenter, prompts = loaded.segmenter, loaded.prompts
+    segmenter.refinement = options.refine.config
     if options.save_prompts is not None:
         prompts.save(options.save_prompts)
     start = time.perf_counter()
@@ -118,7 +129,7 @@ def _run(
         photos,
         prompts,
         batch_size=options.batch_size,
-        refine=options.refine,
+        refine=options.refine.refine,
         background=options.background,
         size=options.size,
     )

@@ -74,7 +74,22 @@ def open_dataset(name_or_place: str | Path, root: str | Path | None = None, spli
     if place.is_file():
         return CocoSet(place, None if root is None else Path(root).expanduser())
     export = None if (place / "classes.txt").is_file() else _find_export(place, split)
+    splits = [] if export or (place / "classes.txt").is_file() else _exported_splits(place)
+    if splits:
+        wanted = "no split is named" if split is None else f"there is no split {split!r}"
+        raise DataError(f"{str(place)!r}: {wanted}; {did_you_mean(split or '', splits)}")
     return FolderDataset(place, split) if export is None else CocoSet(export, _photos_of(export, place))
+
+
+def is_labelled(place: Path) -> bool:
+    """Tells a labelled set, as `open_dataset` opens it, from a folder of pictures by name.
+
+    Args:
+        place: a COCO file, or a folder.
+    """
+    if place.is_file() or (place / "classes.txt").is_file() or _find_export(place, None) is not None:
+        return True
+    return all((place / part).is_dir() for part in ("images", "masks")) or bool(_exported_splits(place))
 
 
 def open_benchmark(name: str, root: str | Path | None, split: str | None) -> tuple[MappedSet, str]:
@@ -118,6 +133,12 @@ def _find_export(folder: Path, split: str | None) -> Path | None:
             if (place / export).is_file():
                 return place / export
     return None
+
+
+def _exported_splits(folder: Path) -> list[str]:
+    """Returns the folders of a label tool's export that have a COCO file each."""
+    parts = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [part.name for part in parts if any((part / export).is_file() for export in _EXPORTS)]
 
 
 def _photos_of(export: Path, folder: Path) -> Path:

@@ -22,9 +22,10 @@ from dpseg.evaluation.references import cut_references
 from dpseg.evaluation.seen import seen_classes
 from dpseg.evaluation.table import Report, Row
 from dpseg.evaluation.tally import Tally
+from dpseg.photos import Encoded
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.prompts.text import parse_class
-from dpseg.segmenter import Encoded, Segmenter
+from dpseg.segmenter import Segmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,8 @@ def encode_prompts(
     if "bank" in kinds and segmenter.bank is None:
         raise ConfigError("the model has no bank; leave it out: --prompts text,pictures,both")
     wanted = {"pictures", "both"} & set(kinds)
-    references = cut_references(plan.pool, plan.drawn) if wanted and plan.pool is not None else {}
+    context = plan.config.ref_context
+    references = cut_references(plan.pool, plan.drawn, context) if wanted and plan.pool is not None else {}
     lines = list(plan.prompt_classes)
     shown = [place for place, line in enumerate(lines) if line in references and lines.count(line) == 1]
     pictures = {parse_class(plan.prompt_names[place]).name: references[lines[place]] for place in shown}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
 
+from dpseg.config import Context
 from dpseg.data.labelled import LabelledSet
+from dpseg.data.objects import largest_region
 from dpseg.errors import DataError
 from dpseg.prompts.visual import Reference
 
@@ -65,12 +66,15 @@ def draw_references(
     return drawn
 
 
-def cut_references(dataset: LabelledSet, drawn: Mapping[int, Sequence[int]]) -> dict[int, list[Reference]]:
+def cut_references(
+    dataset: LabelledSet, drawn: Mapping[int, Sequence[int]], context: Context = "keep"
+) -> dict[int, list[Reference]]:
     """Cuts reference pictures out of photos; the largest connected region of the class is the mask.
 
     Args:
         dataset: labelled photos.
         drawn: class index -> indices of photos that show it.
+        context: what surrounds the thing.
 
     Returns:
         Class index -> references.
@@ -78,10 +82,9 @@ def cut_references(dataset: LabelledSet, drawn: Mapping[int, Sequence[int]]) -> 
     Raises:
         DataError: a mask is not usable.
     """
-    return {value: [_cut_out(dataset, index, value) for index in photos] for value, photos in drawn.items()}
+    return {value: [_cut_out(dataset, index, value, context) for index in photos] for value, photos in drawn.items()}
 
 
-def _cut_out(dataset: LabelledSet, index: int, value: int) -> Reference:
-    components, number = ndimage.label(dataset.mask(index) == value)
-    sizes = np.bincount(components.ravel(), minlength=number + 1)[1:]
-    return Reference(dataset.image_paths[index], mask=components == 1 + int(sizes.argmax()))
+def _cut_out(dataset: LabelledSet, index: int, value: int, context: Context) -> Reference:
+    region = largest_region(dataset.mask(index) == value)
+    return Reference(dataset.image_paths[index], mask=region, context=context)

@@ -16,6 +16,7 @@ from dpseg.errors import ConfigError, DPSegError
 from dpseg.evaluation.blocks import write_block
 from dpseg.evaluation.evaluate import count_photos, encode_prompts
 from dpseg.evaluation.plan import Plan
+from dpseg.matching import Matching
 from dpseg.memory import release_free_memory
 from dpseg.pretrained import untrained
 from dpseg.segmenter import Segmenter
@@ -29,11 +30,13 @@ class ModelSource:
         name: of a model, a folder or a hub id.
         device: None: a GPU where there is one; processes take several in turn.
         untrained: what it was before training, the plain cosine.
+        matching: how prompts are compared with a photo; None: as the model's config says.
     """
 
     name: str
     device: str | None = None
     untrained: bool = False
+    matching: Matching | None = None
 
     def load(self, rank: int = 0) -> Segmenter:
         """Loads the model.
@@ -52,6 +55,8 @@ class ModelSource:
         segmenter = Segmenter.from_pretrained(self.name, device)
         if self.untrained:
             segmenter = Segmenter(untrained(segmenter.model).to(segmenter.device), segmenter.bank)
+        if self.matching is not None:
+            segmenter.model.config = replace(segmenter.model.config, matching=self.matching)
         return segmenter
 
 

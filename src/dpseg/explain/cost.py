@@ -88,7 +88,7 @@ def explain_photo(
     second = segmenter.decode(encoded, prompts, refine=True)[0]
     names = largest_classes(first, count)
     maps = cost_maps(segmenter.model, encoded.pyramid, prompts.select(names))
-    logits = torch.from_numpy(first.logits[[first.names.index(name) for name in names]])
+    logits = torch.from_numpy(first.logits_of(names))
     return Explanation(encoded.photos[0].image, names, {**maps, PROBABILITY: logits.sigmoid().numpy()}, first, second)
 
 

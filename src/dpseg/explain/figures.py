@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MOST_COLOURS = 12
 """With more classes, the t-SNE picture colours kinds of embeddings in place of classes."""
 
-_INK, _FAINT, _EMPTY = "#1c1c20", "#6e6e74", "#f0f0ec"
-_MARKERS = {"text": ("^", "#3b6fb5"), "visual": ("s", "#d97a2b"), "dual": ("*", "#a3246b"), "image": ("o", "#9a9aa0")}
+INK, FAINT, _EMPTY = "#1c1c20", "#6e6e74", "#f0f0ec"
+MARKERS = {"text": ("^", "#3b6fb5"), "visual": ("s", "#d97a2b"), "dual": ("*", "#a3246b"), "image": ("o", "#9a9aa0")}
 _SIZES = {"text": 70, "visual": 55, "dual": 150, "image": 26}  # of markers, in square points
 _HEADINGS = {
     TEXT: "text\ncosine(E, T)",
@@ -77,20 +77,20 @@ def gap_figure(gap: Gap, points: Vectors, title: str) -> Figure:
 
     count, by_class = len(gap.names), len(gap.names) <= MOST_COLOURS
     colours = palette(count) / 255
-    figure = _figure(9.0, 6.6)
+    figure = empty_figure(9.0, 6.6)
     axes = figure.add_subplot(1, 1, 1)
     handles = []
     for kind in ("image", *KINDS):
         start = KINDS.index(kind) * count if kind in KINDS else len(KINDS) * count
         part = points[start : start + count] if kind in KINDS else points[start:]
         owners = np.arange(count) if kind in KINDS else gap.owners
-        marker, colour = _MARKERS[kind]
-        edge: dict[str, Any] = {"edgecolors": _INK if kind in KINDS else "none", "linewidths": 0.7}
+        marker, colour = MARKERS[kind]
+        edge: dict[str, Any] = {"edgecolors": INK if kind in KINDS else "none", "linewidths": 0.7}
         fill = colours[owners] if by_class else [colour] * len(owners)
         axes.scatter(part[:, 0], part[:, 1], s=_SIZES[kind], c=fill, marker=marker, label=kind, **edge)
         shown: dict[str, Any] = {
             "markerfacecolor": "white" if by_class else colour,
-            "markeredgecolor": _INK,
+            "markeredgecolor": INK,
             "markersize": 9,
         }
         handles.append(Line2D([], [], linestyle="none", marker=marker, label=_kind_label(gap, kind), **shown))
@@ -102,11 +102,11 @@ def gap_figure(gap: Gap, points: Vectors, title: str) -> Figure:
     figure.legend(handles=[*handles[1:], handles[0]], title="embeddings", loc="outside right upper", **style)
     if by_class:
         dots = [
-            Line2D([], [], linestyle="none", marker="o", color=tuple(colours[k]), markersize=7, label=_name(name))
+            Line2D([], [], linestyle="none", marker="o", color=tuple(colours[k]), markersize=7, label=short_name(name))
             for k, name in enumerate(gap.names)
         ]
         figure.legend(handles=dots, title="classes", loc="outside right lower", **style)
-    axes.set_title(title, fontsize=10, color=_INK)
+    axes.set_title(title, fontsize=10, color=INK)
     return figure
 
 
@@ -122,7 +122,7 @@ def cost_figure(explanation: Explanation) -> Figure:
     thumb.thumbnail((round(_CELL * _DPI), round(_CELL * _DPI)), Image.Resampling.LANCZOS)
     wide, high = (_CELL * side / max(thumb.size) for side in thumb.size)
     rows, columns = len(explanation.names), len(explanation.maps) + 1
-    figure = _figure(0.5 + columns * (max(wide, 1.3) + 0.08), 1.0 + rows * (high + 0.08))
+    figure = empty_figure(0.5 + columns * (max(wide, 1.3) + 0.08), 1.0 + rows * (high + 0.08))
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[high] * rows, 0.09])
     letters = max(6, int(high * _LETTERS))
     for row, name in enumerate(explanation.names):
@@ -130,7 +130,7 @@ def cost_figure(explanation: Explanation) -> Figure:
         axes.imshow(thumb)
         _outline(axes, explanation.first.mask(name), thumb.size)
         area = explanation.first.areas.get(name, 0.0)
-        axes.set_ylabel(f"{_name(name, letters)}\n{area:.1%} of photo", fontsize=8, color=_INK)
+        axes.set_ylabel(f"{short_name(name, letters)}\n{area:.1%} of photo", fontsize=8, color=INK)
     for column, (kind, maps) in enumerate(explanation.maps.items(), start=1):
         _draw_column(figure, [grid[row, column] for row in range(rows + 1)], kind, maps, thumb.size)
     return figure
@@ -152,7 +152,9 @@ def inference_figure(first: Segmentation, second: Segmentation) -> Figure:
     """
     changed = float((first.labels != second.labels).mean())
     cropped = [name for name, kinds in zip(second.names, second.prompts, strict=True) if "crop" in kinds]
-    named = ", ".join(_name(name) for name in cropped[:4]) + (f" and {len(cropped) - 4} more" if cropped[4:] else "")
+    named = ", ".join(short_name(name) for name in cropped[:4]) + (
+        f" and {len(cropped) - 4} more" if cropped[4:] else ""
+    )
     crops = f"crops of {named}" if cropped else "no crops"
     titles = ("Inference I", f"Inference II, {crops}; {changed:.1%} of the pixels changed")
     pictures = [result.plot() for result in (first, second)]
@@ -160,7 +162,7 @@ def inference_figure(first: Segmentation, second: Segmentation) -> Figure:
         picture.thumbnail((_OVERLAY, _OVERLAY), Image.Resampling.LANCZOS)
     wide = 6.0 * min(1.0, pictures[0].width / pictures[0].height)
     high = max(wide * picture.height / picture.width for picture in pictures)
-    figure = _figure(2 * max(wide, 3.5) + 0.2, high + 0.5)
+    figure = empty_figure(2 * max(wide, 3.5) + 0.2, high + 0.5)
     for number, (title, picture) in enumerate(zip(titles, pictures, strict=True), start=1):
         axes = _cell(figure.add_subplot(1, 2, number), title)
         axes.imshow(picture)
@@ -193,7 +195,7 @@ def _draw_column(
     if drawn is not None:
         bar = figure.colorbar(drawn, cax=figure.add_subplot(places[-1]), orientation="horizontal")
         bar.set_ticks([low, top], labels=[f"{low:.2f}", f"{top:.2f}"])
-        bar.ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+        bar.ax.tick_params(length=0, labelsize=8, labelcolor=INK)
         lowest, highest = bar.ax.get_xticklabels()
         lowest.set_horizontalalignment("left")
         highest.set_horizontalalignment("right")
@@ -207,7 +209,7 @@ def _cell(axes: Axes, heading: str | None) -> Axes:
     for side in axes.spines.values():
         side.set_visible(False)
     if heading is not None:
-        axes.set_title(heading, fontsize=8, color=_INK)
+        axes.set_title(heading, fontsize=8, color=INK)
     return axes
 
 
@@ -216,10 +218,10 @@ def _outline(axes: Axes, mask: NDArray[np.bool_], size: Sequence[int]) -> None:
     small = np.asarray(Image.fromarray(mask).resize((size[0], size[1]), Image.Resampling.NEAREST))
     if small.any() and not small.all():
         axes.contour(small, levels=[0.5], colors=["white"], linewidths=2.2)
-        axes.contour(small, levels=[0.5], colors=[_INK], linewidths=0.9)
+        axes.contour(small, levels=[0.5], colors=[INK], linewidths=0.9)
 
 
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
     """Returns an empty figure of so many inches."""
     check_drawing()
     from matplotlib.figure import Figure
@@ -227,7 +229,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
 
 
-def _name(name: str, letters: int = _LONGEST) -> str:
+def short_name(name: str, letters: int = _LONGEST) -> str:
     """Returns a name cut to so many letters, so that matplotlib does not read formulas in it."""
     short = name if len(name) <= letters else name[: letters - 3].rstrip() + "..."
     return short.replace("$", r"\$")

@@ -97,15 +97,17 @@ class ClipEncoder(nn.Module):
 
     def pyramid(self, images: Tensor) -> Pyramid:
         """See `Encoder.pyramid`."""
-        tower = self.clip.visual
-        e2, e3, e4, e5 = self._stages(tower, images)  # E_2 .. E_5
-        return Pyramid(stages=(e2, e3, e4), dense=_project(tower, e5))  # E
+        return self._pyramid(self.clip.visual, images)
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """See `Encoder.text_features`: CLIP's `encode_text`, (N, D); texts beyond 77 tokens are cut."""
         tokens = self.tokenizer(list(texts)).to(self.mean.device)
         return torch.cat([self.clip.encode_text(batch) for batch in tokens.split(_TEXT_BATCH)])
+
+    def word_pieces(self, word: str) -> tuple[str, ...]:
+        """See `Encoder.word_pieces`: those of CLIP's byte pair encoding."""
+        return tuple(self.tokenizer.decoder[token].removesuffix("</w>") for token in self.tokenizer.encode(word))
 
     def project_text(self, features: Tensor) -> Tensor:
         """The identity: CLIP's texts are in the joint space."""
@@ -130,6 +132,13 @@ class ClipEncoder(nn.Module):
         dense = _project(tower, v5[:, :, None, None])[:, :, 0, 0]  # V
         return VisualFeatures(dense=dense, stages=(v2, v3, v4))
 
+    @torch.no_grad()
+    def prompt_pyramid(self, images: Tensor, pyramid: Pyramid) -> Pyramid:
+        """See `Encoder.prompt_pyramid`: of a tuned model, all of the frozen copy runs; else nothing does."""
+        if self.visual_trunk is None:
+            return Pyramid(pyramid.stages, pyramid.dense)
+        return self._pyramid(self.visual_trunk, images)
+
     def project_visual(self, features: Tensor) -> Tensor:
         """The identity: CLIP's pictures are in the joint space."""
         return features
@@ -137,6 +146,10 @@ class ClipEncoder(nn.Module):
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """See `Encoder.parameter_groups`: the whole image encoder with `tune_encoder`, else nothing; no others."""
         return (list(self.clip.visual.parameters()) if self.tune_encoder else [], [])
+
+    def _pyramid(self, tower: Any, images: Tensor) -> Pyramid:
+        e2, e3, e4, e5 = self._stages(tower, images)  # E_2 .. E_5
+        return Pyramid(stages=(e2, e3, e4), dense=_project(tower, e5))  # E
 
     def _stages(self, tower: Any, images: Tensor) -> list[Tensor]:
         """The outputs of ConvNeXt's four stages, (B, D_j, H_j, W_j), the last as it goes to the head."""

@@ -65,6 +65,21 @@ def dual_cost_volume(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion) -
     return (volumes[0] + volumes[1]) / count.clamp_min(1.0)[..., None, None, None]
 
 
+def prompt_rows(prompts: PromptEmbeddings, fusion: Fusion) -> Tensor:
+    """Returns what `dual_cost_volume` multiplies E's unit vectors with, (..., K, C, D): it is linear in them."""
+    if fusion == "average":
+        return F.normalize(dual_prompt(prompts), dim=-1)  # R
+    text, visual = (F.normalize(rows, dim=-1) for rows in _both(prompts))
+    if fusion == "text":
+        return text
+    if fusion == "visual":
+        return visual
+    if fusion == "cost_concat":
+        return torch.cat((text, visual), dim=-2)
+    count = prompts.has_text.to(text.dtype) + prompts.has_visual.to(text.dtype)
+    return (text + visual) / count.clamp_min(1.0)[..., None, None]
+
+
 def visual_cost_volumes(
     stages: tuple[Tensor, Tensor, Tensor], prompts: PromptEmbeddings, wanted: tuple[int, ...]
 ) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ logits = decoder(F_c, E_j, F_v^j)                  one a category and position
 """
 
 # No `from __future__ import annotations`: HubModel's mixin looks at the real types of __init__'s arguments.
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -15,17 +16,18 @@ from torch import Tensor, nn
 
 from dpseg.config import ModelConfig
 from dpseg.errors import PromptError
+from dpseg.model.block_decoder import BlockDecoder, best_classes
 from dpseg.model.blocks import resize_to
 from dpseg.model.build import build_encoder
+from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, all_logits, collect
 from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
 from dpseg.model.decoder import Decoder, EncoderShape
 from dpseg.model.encoders import Encoder, Pyramid
 from dpseg.model.hub import HubModel
+from dpseg.model.label_map import LabelMap
+from dpseg.model.matching import with_whole
 from dpseg.model.preprocess import mirror, scaled_size
 from dpseg.prompts.prompt_set import PromptEmbeddings
-
-UNDECODED = -1e4
-"""The logit of a category that `decode_classes` left out: a score of 0."""
 
 
 class DPSeg(HubModel):
@@ -73,11 +75,24 @@ class DPSeg(HubModel):
         return replace(pyramid, mirrored=tuple(self.encoder.pyramid(mirror(images, size)) for size in sizes))
 
     def decode(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
-        """Decodes an encoded image; the arguments and the result are those of `forward`.
+        """Decodes encoded images; the arguments and the result are those of `forward`.
+
+        Without gradients it runs block by block (`decode_blocks`), else as the formulas stand (`decode_plainly`).
 
         Raises:
             PromptError: The prompts have another number of templates than the model.
         """
+        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(pyramid.dense.device.type):
+            return self.decode_plainly(pyramid, prompts)
+        count, batched = prompts.text.shape[-3], prompts.text.dim() == 4
+        images = []
+        for index in range(len(pyramid.dense)):
+            mine = prompts.map(lambda t, index=index: t[index]) if batched else prompts  # type: ignore[misc]
+            images.append(all_logits(self.decode_blocks(pyramid.image(index), mine), count))
+        return torch.stack(images)
+
+    def decode_plainly(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
+        """Decodes as the formulas stand, with whole tensors; `decode` gives the same. For arguments see there."""
         self._check(prompts)
         limit = self.config.decode_classes
         count = prompts.text.shape[-3]
@@ -91,6 +106,45 @@ class DPSeg(HubModel):
         logits = some.new_full((len(best), count, *some.shape[-2:]), UNDECODED)
         logits[rows, best] = some
         return logits
+
+    def decode_blocks(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Iterator[ClassLogits]:
+        """Decodes one image, some classes at a time, in memory that does not grow with K; only without gradients.
+
+        Args:
+            pyramid: one encoded image, a batch of one.
+            prompts: of K categories, without a batch dimension.
+
+        Returns:
+            An iterator over blocks, each class in one of them at most; those that `decode_classes` leaves out in none.
+
+        Raises:
+            PromptError: The prompts have another number of templates than the model.
+        """
+        self._check(prompts)
+        limit, chosen = self.config.decode_classes, torch.arange(len(prompts.text), device=prompts.text.device)
+        if limit is not None and len(chosen) > limit:
+            chosen = best_classes(pyramid.dense, prompts, self.config.fusion, limit)
+            prompts = prompts.map(lambda t: t[chosen])
+        views = [self._blocks(view, prompts) for view in (pyramid, *pyramid.mirrored)]
+        for (classes, logits), *mirrored in zip(*views, strict=True):
+            for _, other in mirrored:
+                logits += resize_to(other[None].flip(-1), logits.shape[-2:])[0]
+            yield ClassLogits(chosen[classes], logits / len(views))
+
+    def decode_photo(
+        self, pyramid: Pyramid, prompts: PromptEmbeddings, size: tuple[int, int], background: float | None = None
+    ) -> Decoded:
+        """Decodes one photo to labels, and to the logits of all classes or, of very many, of those that it found.
+
+        Args:
+            pyramid: as `decode_blocks`.
+            prompts: as `decode_blocks`.
+            size: height and width of the photo in pixels.
+            background: threshold in [0, 1] below which a pixel's best score means none; None: there is none.
+        """
+        pyramid = with_whole(pyramid, prompts, self.config.fusion, self.config.matching.whole)
+        labelling = LabelMap(size, background, self.config.resize_scores)
+        return collect(self.decode_blocks(pyramid, prompts), len(prompts.text), labelling)
 
     def decode_with_auxiliary(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Decodes all categories for training, and returns the auxiliary heads' logits too; see `decode`.
@@ -120,6 +174,15 @@ class DPSeg(HubModel):
         cost = dual_cost_volume(pyramid.dense, prompts, self.config.fusion)  # F_c
         visual = visual_cost_volumes(pyramid.stages, prompts, self.decoder.guided)  # F_v^j
         return self._with_baseline(self.decoder(cost, pyramid.stages, visual), cost, prompts)
+
+    def _blocks(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Iterator[tuple[slice, Tensor]]:
+        """Decodes one view of one image: (classes, their logits (k, h, w))."""
+        decoder = BlockDecoder(self.decoder, self.config.fusion, pyramid, prompts)
+        for classes, logits in decoder:
+            if self.baseline is not None:
+                some = prompts.map(lambda t, classes=classes: t[classes])  # type: ignore[misc]
+                logits += self.baseline(decoder.mean_cosines(classes), some, logits.shape[-2:])[0]
+            yield classes, logits
 
     def _with_baseline(self, logits: Tensor, cost: Tensor, prompts: PromptEmbeddings) -> Tensor:
         return logits if self.baseline is None else logits + self.baseline(cost, prompts, logits.shape[-2:])

@@ -27,6 +27,12 @@ class Pyramid:
     dense: Tensor
     mirrored: tuple[Pyramid, ...] = ()
 
+    def image(self, index: int) -> Pyramid:
+        """Returns one of the B images, as a batch of one."""
+        one = slice(index, index + 1)
+        e2, e3, e4 = (stage[one] for stage in self.stages)
+        return Pyramid((e2, e3, e4), self.dense[one], tuple(view.image(index) for view in self.mirrored))
+
 
 @dataclass(frozen=True)
 class VisualFeatures:
@@ -73,6 +79,10 @@ class Encoder(Protocol):
         """Encodes N texts with the frozen text encoder: (N, F_t), no gradient."""
         ...
 
+    def word_pieces(self, word: str) -> tuple[str, ...]:
+        """Returns the pieces into which the text encoder's tokenizer cuts a word: many of what it has hardly seen."""
+        ...
+
     def project_text(self, features: Tensor) -> Tensor:
         """Maps text features (..., F_t) to the joint space: T, (..., D), not normalised. The identity for CLIP."""
         ...
@@ -83,6 +93,18 @@ class Encoder(Protocol):
         Args:
             crops: (N, 3, h, w) RGB in [0, 1].
             masks: (N, h, w) float in [0, 1], 1 on the object; pooling is weighted by it. None: the whole picture.
+        """
+        ...
+
+    def prompt_pyramid(self, images: Tensor, pyramid: Pyramid) -> Pyramid:
+        """Encodes whole photos with the frozen visual prompt encoder, no gradient: what prompts can be pooled from.
+
+        Args:
+            images: (B, 3, H, W), as for `pyramid`.
+            pyramid: what `pyramid` returned of them; what it has of the frozen network is not computed again.
+
+        Returns:
+            The maps V_j, and that of V in the joint space; without mirrored views.
         """
         ...
 

@@ -155,6 +155,10 @@ class LiteEncoder(nn.Module):
         """Encodes N texts: (N, 384) unit vectors."""
         return self._minilm(texts).to(self.centre.device)
 
+    def word_pieces(self, word: str) -> tuple[str, ...]:
+        """See `Encoder.word_pieces`."""
+        return self._minilm.pieces(word)
+
     def project_text(self, features: Tensor) -> Tensor:
         """Maps (..., 384) text features to (..., 1280)."""
         mapped: Tensor = self.text_map(features)
@@ -166,6 +170,14 @@ class LiteEncoder(nn.Module):
         stages = self.early(crops)
         s2, s3, s4 = (masked_mean(stage, masks) for stage in stages)
         return VisualFeatures(masked_mean(self.late(stages[2]), masks), (s2, s3, s4))
+
+    @torch.no_grad()
+    def prompt_pyramid(self, images: Tensor, pyramid: Pyramid) -> Pyramid:
+        """See `Encoder.prompt_pyramid`: E_2, E_3, E_4 are frozen already; of a tuned model the frozen rest runs too."""
+        if self.tuned is None:
+            return Pyramid(pyramid.stages, pyramid.dense)
+        dense = self.late(pyramid.stages[2])
+        return Pyramid(pyramid.stages, self.project_visual(dense.movedim(1, -1)).movedim(-1, 1))
 
     def project_visual(self, features: Tensor) -> Tensor:
         """Maps (..., 1280) features to the joint space."""

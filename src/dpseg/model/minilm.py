@@ -96,6 +96,12 @@ class MiniLM:
         batches = [self._encode(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
         return torch.cat(batches).clone() if batches else torch.empty(0, FEATURES)
 
+    def pieces(self, word: str) -> tuple[str, ...]:
+        """Returns the pieces into which a word is cut, without the "##" of those that go on."""
+        encoding = self.tokenizer.encode(word, add_special_tokens=False)
+        pairs = zip(encoding.tokens, encoding.attention_mask, strict=True)  # padding counts for nothing
+        return tuple(token.removeprefix("##") for token, kept in pairs if kept)
+
     def _encode(self, texts: Sequence[str]) -> Tensor:
         encodings = self.tokenizer.encode_batch(list(texts))
         tokens = torch.tensor([e.ids for e in encodings])

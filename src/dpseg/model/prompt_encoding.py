@@ -92,7 +92,7 @@ def crop_rows(encoder: Encoder, crops: Iterable[tuple[Tensor, Tensor]]) -> Visua
         features = encoder.visual_features(
             torch.stack([crop for crop, _ in batch]).to(device), torch.stack([mask for _, mask in batch]).to(device)
         )
-        parts.append(_unit_rows(encoder, features.dense, features.stages))
+        parts.append(unit_rows(encoder, features.dense, features.stages))
         batch.clear()
 
     for pair in crops:
@@ -122,19 +122,28 @@ def visual_prompts(names: Sequence[str], owners: Sequence[int], rows: VisualRows
 @torch.no_grad()
 def bank_prompts(
     encoder: Encoder, bank: PictureBank, classes: Sequence[ClassName], cache: EmbeddingCache
-) -> VisualPrompts | None:
-    """Returns the bank's blends for the classes that it knows by meaning; None where it knows none of them."""
+) -> list[VisualPrompts]:
+    """Returns what a bank has for the classes that it knows by meaning, those of each source together.
+
+    Args:
+        encoder: whose joint space.
+        bank: one, or several that are asked in turn.
+        classes: K classes.
+        cache: where features of texts are kept.
+    """
     match = bank.lookup(name_features(encoder, classes, cache))
-    found = match.found.nonzero()[:, 0]
-    if not len(found):
-        return None
     device = encoder_device(encoder)
-    s2, s3, s4 = (stage[found].to(device) for stage in match.stages)
-    rows = _unit_rows(encoder, match.dense[found].to(device), (s2, s3, s4))
-    return visual_prompts([classes[row].name for row in found.tolist()], range(len(found)), rows, "bank")
+    prompts = []
+    for source in dict.fromkeys(kind for kind in match.sources if kind):
+        found = [row for row, kind in enumerate(match.sources) if kind == source]
+        s2, s3, s4 = (stage[found].to(device) for stage in match.stages)
+        rows = unit_rows(encoder, match.dense[found].to(device), (s2, s3, s4))
+        prompts.append(visual_prompts([classes[row].name for row in found], range(len(found)), rows, source))
+    return prompts
 
 
-def _unit_rows(encoder: Encoder, dense: Tensor, stages: tuple[Tensor, Tensor, Tensor]) -> VisualRows:
+def unit_rows(encoder: Encoder, dense: Tensor, stages: tuple[Tensor, Tensor, Tensor]) -> VisualRows:
+    """Makes V and GAP(V_j) of visual features before the projection, as `VisualFeatures` has them: N rows."""
     s2, s3, s4 = (F.normalize(stage.float(), dim=-1) for stage in stages)
     return F.normalize(encoder.project_visual(dense).float(), dim=-1), (s2, s3, s4)
 

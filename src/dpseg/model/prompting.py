@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dpseg.cache import EmbeddingCache
 from dpseg.errors import PromptError, did_you_mean
 from dpseg.images import ImageLike
+from dpseg.matching import Matching
 from dpseg.model.encoders import Encoder
+from dpseg.model.matching import contrast_rows, words_worth
 from dpseg.model.prompt_encoding import (
     bank_prompts,
     crop_rows,
@@ -21,7 +25,7 @@ from dpseg.model.prompt_encoding import (
     visual_prompts,
 )
 from dpseg.prompts.banks import PictureBank
-from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet, VisualPrompts
+from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet
 from dpseg.prompts.text import ClassName, parse_classes, templates
 from dpseg.prompts.visual import Reference
 
@@ -37,6 +41,7 @@ def build_prompts(
     template_count: int,
     cache: EmbeddingCache,
     bank: PictureBank | None = None,
+    matching: Matching | None = None,
 ) -> PromptSet:
     """Encodes the prompts of K classes.
 
@@ -47,6 +52,7 @@ def build_prompts(
         template_count: M, 1 to 80.
         cache: where features of texts are kept.
         bank: pictures for classes that have words and no references.
+        matching: how references and words are weighed; None: as in the paper.
 
     Raises:
         PromptError: there is no class, one stands twice, a reference is of a class that is not listed, or a picture's
@@ -60,9 +66,9 @@ def build_prompts(
     prompts = _without_pictures(encoder, classes, words, template_count)
     if bank is not None and words is not None:
         wordy = [entry for entry in classes if entry.name not in owned]
-        found = bank_prompts(encoder, bank, wordy, cache) if wordy else None
-        prompts = prompts if found is None else prompts.replace(found)
-    return prompts.replace(_reference_prompts(encoder, owned)) if owned else prompts
+        for found in bank_prompts(encoder, bank, wordy, cache) if wordy else ():
+            prompts = prompts.replace(found)
+    return _with_references(encoder, prompts, owned, matching or Matching()) if owned else prompts
 
 
 def _by_name(references: References) -> dict[str, list[Reference]]:
@@ -110,9 +116,27 @@ def _without_pictures(
     return PromptSet(tuple(entry.name for entry in classes), embeddings, prompt_fingerprint(encoder), sources)
 
 
-def _reference_prompts(encoder: Encoder, owned: Mapping[str, Sequence[Reference]]) -> VisualPrompts:
-    """Encodes the pictures of each class and averages them."""
+def _with_references(
+    encoder: Encoder, prompts: PromptSet, owned: Mapping[str, Sequence[Reference]], matching: Matching
+) -> PromptSet:
+    """Encodes the pictures of each class, and puts their average in."""
     names = list(owned)
     owners = [number for number, name in enumerate(names) for _ in owned[name]]
-    crops = (reference.crop(encoder.crop_size) for name in names for reference in owned[name])
-    return visual_prompts(names, owners, crop_rows(encoder, crops), "reference")
+    rows = crop_rows(encoder, (crop for name in names for crop in _crops(encoder, owned[name])))
+    found = visual_prompts(names, owners, rows, "reference")
+    if matching.contrast:
+        directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names))
+        visual = F.normalize(found.visual + matching.contrast * directions[:, None], dim=-1)
+        found = replace(found, visual=visual)
+    prompts = prompts.replace(found)
+    old = prompts.embeddings
+    if matching.weigh_words and bool(old.has_text.all()):
+        places = [prompts.names.index(name) for name in names]
+        worth = words_worth(old.text, [places[owner] for owner in owners], rows[0])
+        weights = torch.ones(len(prompts), 1, 1).index_fill(0, torch.tensor(places), worth).to(old.text)
+        prompts = prompts.with_embeddings(replace(old, text=old.text * weights))
+    return prompts
+
+
+def _crops(encoder: Encoder, pictures: Sequence[Reference]) -> Iterator[tuple[Tensor, Tensor]]:
+    return (picture.crop(encoder.crop_size) for picture in pictures)

@@ -91,6 +91,10 @@ class TinyEncoder(nn.Module):
             row += self.table[_buckets(text)].mean(dim=0)
         return features
 
+    def word_pieces(self, word: str) -> tuple[str, ...]:
+        """See `Encoder.word_pieces`: it knows any word."""
+        return (word,)
+
     def project_text(self, features: Tensor) -> Tensor:
         """See `Encoder.project_text`: linear, trainable."""
         projected: Tensor = self.text_projection(features)
@@ -102,6 +106,14 @@ class TinyEncoder(nn.Module):
         v2, v3, v4, dense = self._prompt_trunk(crops)
         stages = (masked_mean(v2, masks), masked_mean(v3, masks), masked_mean(v4, masks))
         return VisualFeatures(dense=masked_mean(dense, masks), stages=stages)
+
+    @torch.no_grad()
+    def prompt_pyramid(self, images: Tensor, pyramid: Pyramid) -> Pyramid:
+        """See `Encoder.prompt_pyramid`: nothing is computed unless the trunk is tuned."""
+        if self.visual_trunk is None:
+            return Pyramid(pyramid.stages, pyramid.dense)
+        v2, v3, v4, dense = self.visual_trunk(images)
+        return Pyramid((v2, v3, v4), dense)
 
     def project_visual(self, features: Tensor) -> Tensor:
         """The identity."""

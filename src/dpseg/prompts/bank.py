@@ -17,6 +17,7 @@ from torch import Tensor
 from dpseg.errors import PromptError, WeightsError
 from dpseg.tensor_files import read_tensors, write_tensors
 
+BANK_SOURCE = "bank"
 _KIND, _VERSION = "bank", 1
 _TEMPERATURE = 0.05
 
@@ -31,6 +32,7 @@ class BankMatch:
         stages: three tensors (K, D_j), as `VisualFeatures.stages`; zero where nothing is found.
         names: for each class the bank's names that were blended, heaviest first; empty where nothing is found.
         weights: the shares of those names, in (0, 1], together 1.
+        sources: for each class where its features come from, `BANK_SOURCE` or another; empty where nothing is found.
     """
 
     found: Tensor
@@ -38,6 +40,7 @@ class BankMatch:
     stages: tuple[Tensor, Tensor, Tensor]
     names: tuple[tuple[str, ...], ...]
     weights: tuple[tuple[float, ...], ...]
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Bank:
             stages=(s2, s3, s4),
             names=tuple(tuple(self.names[i] for i in row[:n]) for row, n in zip(entries.tolist(), counts, strict=True)),
             weights=tuple(tuple(row[:n]) for row, n in zip(shares.tolist(), counts, strict=True)),
+            sources=tuple(BANK_SOURCE if n else "" for n in counts),
         )
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpseg.cache import content_key
+from dpseg.config import Context
 from dpseg.errors import PromptError
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.bank_segment import FEATURES, BankHead, EntryTable, Segment, new_id
@@ -43,16 +44,18 @@ class BankEntry:
     when: str = ""
 
 
-def picture_key(encoder: str, image: Image.Image, mask: NDArray[np.bool_] | None) -> str:
+def picture_key(encoder: str, image: Image.Image, mask: NDArray[np.bool_] | None, context: Context = "keep") -> str:
     """Returns a key for what is encoded of a picture, 64 hexadecimal digits.
 
     Args:
         encoder: fingerprint of the encoder.
         image: RGB.
         mask: (H, W), where in it the thing is; None: the whole picture.
+        context: what surrounds the thing in the crop; of a whole picture, it does not count.
     """
     where = b"" if mask is None else np.packbits(mask).tobytes()
-    return content_key(encoder, "picture", f"{image.width} x {image.height}", image.tobytes(), where)
+    around = () if mask is None or context == "keep" else (context,)
+    return content_key(encoder, "picture", f"{image.width} x {image.height}", image.tobytes(), where, *around)
 
 
 class BankContents:

@@ -51,7 +51,8 @@ def blend(contents: BankContents, text_features: Tensor, top: int = _BLENDED, fl
         return averages(contents, [names[number] for number in sorted(near)]).lookup(text_features, top, floor)
     count = len(queries)
     dense, s2, s3, s4 = (torch.zeros(count, size) for size in contents.head.sizes)
-    return BankMatch(torch.zeros(count, dtype=torch.bool), dense, (s2, s3, s4), ((),) * count, ((),) * count)
+    nothing = torch.zeros(count, dtype=torch.bool)
+    return BankMatch(nothing, dense, (s2, s3, s4), ((),) * count, ((),) * count, ("",) * count)
 
 
 def nearest(contents: BankContents, text_features: Tensor, top: int) -> list[Neighbour]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpseg.errors import PromptError
+from dpseg.config import Context
+from dpseg.errors import PromptError, did_you_mean
 from dpseg.images import ImageLike, load_image, read_mask, to_tensor
+from dpseg.prompts.context import with_context
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,15 +63,20 @@ class Reference:
         mask: a file, PIL image or array of the picture's size, nonzero on the thing. Floats, and files of lossy
             formats, count from half of their range on.
         box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive.
+        context: what surrounds the thing in the crop; of a whole picture, it does not count.
     """
 
     image: ImageLike
     mask: ImageLike | None = None
     box: Box | None = None
+    context: Context = "keep"
 
     def __post_init__(self) -> None:
         if self.mask is not None and self.box is not None:
             raise PromptError(f"reference {_describe(self.image)} has both a mask and a box; give one of them")
+        if self.context not in get_args(Context):
+            hint = did_you_mean(str(self.context), get_args(Context))
+            raise PromptError(f"context {self.context!r} of reference {_describe(self.image)} is unknown; {hint}")
 
     def crop(self, size: int, margin: float = 0.1) -> tuple[Tensor, Tensor]:
         """Cuts the thing out, as `crop_region` does; without mask or box the whole picture, without a margin.
@@ -96,7 +103,8 @@ class Reference:
         if factor > 1:
             window, stencil = window.reduce(factor), stencil.reduce(factor)
         weights = torch.from_numpy(np.array(stencil)).float() / 255
-        return _letterbox(to_tensor(window), weights, square, box, size)
+        crop, cut = _letterbox(to_tensor(window), weights, square, box, size)
+        return crop if place is None else with_context(crop, cut, self.context), cut
 
     def read(self) -> tuple[Image.Image, Mask | None]:
         """Returns the picture, RGB, and where in it the thing is, (H, W) bool; None: the whole picture.

@@ -121,7 +121,8 @@ class PseudoLabels:
     def _logits(self, image: Tensor, prompts: PromptSet) -> Tensor:
         """Returns the logits of each pixel, (K, H, W)."""
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        logits = torch.from_numpy(self.segmenter(photo, prompts=prompts, refine=False).logits)
+        result = self.segmenter(photo, prompts=prompts, refine=False)
+        logits = torch.from_numpy(result.logits_of(result.names))
         return F.interpolate(logits[None].clamp_min(-50.0), image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
     def _certain(self, logits: Tensor) -> NDArray[np.int32]:

@@ -1,0 +1,44 @@
+"""How prompts are compared with a photo: as in the paper, or in ways that tell classes apart that look alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpseg.errors import ConfigError, did_you_mean
+from dpseg.plain_values import Loadable
+
+
+@dataclass(frozen=True)
+class Matching(Loadable):
+    """How prompts are compared with a photo, when testing; as it stands here, as in the paper.
+
+    Attributes:
+        contrast: weight of what tells the pictures of a class from those of the other classes, beside V of them, 0 or
+            more.
+        whole: weight of what the photo shows as a whole, beside what each position of it shows, 0 or more.
+        weigh_words: of classes that have pictures, words count as far as they rank those pictures better than chance.
+    """
+
+    contrast: float = 0.0
+    whole: float = 0.0
+    weigh_words: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.contrast >= 0 and self.whole >= 0):
+            raise ConfigError(f"contrast {self.contrast}, whole {self.whole}: give numbers from 0 on")
+
+
+MATCHINGS = {"plain": Matching(), "alike": Matching(contrast=3.0, whole=4.0, weigh_words=True)}
+"""Name -> how prompts are compared: as in the paper, or for classes that look alike, with few things in a photo."""
+
+
+def matching_of(text: str) -> Matching:
+    """Reads --match.
+
+    Raises:
+        ConfigError: the word is unknown.
+    """
+    word = text.strip().lower()
+    if word not in MATCHINGS:
+        raise ConfigError(f"match {text!r} is unknown; {did_you_mean(text, MATCHINGS)}")
+    return MATCHINGS[word]

@@ -1,0 +1,144 @@
+"""Logits of one image as they come, some classes at a time, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dpseg.model.label_map import LabelMap
+
+UNDECODED = -1e4
+"""The logit of a category that was not decoded or not kept: a score of 0."""
+
+ALL_CLASSES = 1024
+"""Up to so many classes the logits of all are kept; of more, those of `KEPT_CLASSES`."""
+
+KEPT_CLASSES = 256
+"""Of many classes, those that lead at most positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassLogits:
+    """Logits of some classes.
+
+    Attributes:
+        classes: (k,) int64 indices into the K classes.
+        logits: (k, h, w).
+    """
+
+    classes: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What is kept of one image's logits, enough for labels, scores and refinement.
+
+    Attributes:
+        logits: (k, h, w).
+        kept: (k,) int64, the classes that they are of, ascending; None: all K in order.
+        best: (h, w), the largest logit of all K classes.
+        leaders: (h, w) int64, whose it is.
+        labelling: labels at the photo's size.
+    """
+
+    logits: Tensor
+    kept: Tensor | None
+    best: Tensor
+    leaders: Tensor
+    labelling: LabelMap
+
+    def labels(self) -> NDArray[np.int32]:
+        """Returns the photo's labels, (H, W): in [0, K), or -1."""
+        if self.kept is None:
+            self.labelling.add_all(self.logits)
+        return self.labelling.labels()
+
+
+def all_logits(blocks: Iterable[ClassLogits], count: int) -> Tensor:
+    """Puts blocks together: (K, h, w), `UNDECODED` for classes in none of them.
+
+    Args:
+        blocks: one or more.
+        count: K.
+    """
+    logits: Tensor | None = None
+    for block in blocks:
+        if logits is None:
+            logits = block.logits.new_full((count, *block.logits.shape[-2:]), UNDECODED)
+        logits[block.classes] = block.logits
+    assert logits is not None
+    return logits
+
+
+def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap) -> Decoded:
+    """Keeps of blocks what is needed later, in memory that does not grow with K above `ALL_CLASSES`.
+
+    Args:
+        blocks: of one image, one or more.
+        count: K.
+        labelling: an empty label map.
+    """
+    if count <= ALL_CLASSES:
+        logits = all_logits(blocks, count)
+        best, leaders = logits.max(dim=0)
+        return Decoded(logits, None, best, leaders, labelling)
+    leading = _Leading()
+    for block in blocks:
+        labelling.add(block.classes, block.logits)
+        leading.add(block)
+    return leading.decoded(labelling)
+
+
+class _Leading:
+    """The largest logit at each position, and the logits of the classes that have it at most positions."""
+
+    def __init__(self) -> None:
+        self.best: Tensor | None = None
+        self.leaders: Tensor | None = None
+        self.kept: list[ClassLogits] = []
+
+    def add(self, block: ClassLogits) -> None:
+        """Takes a block in."""
+        best, index = block.logits.max(dim=0)
+        leaders = block.classes[index]
+        if self.best is None or self.leaders is None:
+            self.best, self.leaders = best, leaders
+        else:
+            larger = best > self.best
+            self.best, self.leaders = best.where(larger, self.best), leaders.where(larger, self.leaders)
+        self.kept.append(self._leading(block, 1))
+        if sum(len(part.classes) for part in self.kept) > 2 * KEPT_CLASSES:
+            self._thin()
+
+    def decoded(self, labelling: LabelMap) -> Decoded:
+        """Returns what is left."""
+        self._thin()
+        (kept,), best, leaders = self.kept, self.best, self.leaders
+        assert best is not None
+        assert leaders is not None
+        return Decoded(kept.logits, kept.classes, best, leaders, labelling)
+
+    def _thin(self) -> None:
+        """Puts the parts together and keeps the classes that lead at most positions."""
+        whole = ClassLogits(torch.cat([p.classes for p in self.kept]), torch.cat([p.logits for p in self.kept]))
+        counts = self._counts(whole.classes)
+        threshold = int(counts.topk(min(KEPT_CLASSES, len(counts))).values[-1])
+        order = whole.classes.argsort()
+        self.kept = [self._leading(ClassLogits(whole.classes[order], whole.logits[order]), max(1, threshold))]
+
+    def _leading(self, block: ClassLogits, smallest: int) -> ClassLogits:
+        """Keeps the classes that lead at so many positions or more, `KEPT_CLASSES` at most."""
+        led = (self._counts(block.classes) >= smallest).nonzero()[:KEPT_CLASSES, 0]
+        return ClassLogits(block.classes[led], block.logits[led])
+
+    def _counts(self, classes: Tensor) -> Tensor:
+        """Returns at how many positions each class leads."""
+        assert self.leaders is not None
+        counts = torch.bincount(self.leaders.flatten(), minlength=int(classes.max()) + 1)
+        return counts[classes]

@@ -1,0 +1,210 @@
+"""The HTTP API, as programs use it: photos and prompts in, run lengths or a PNG out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from pycocotools import mask as coco
+
+from api_client import COLOURS, PHOTO, PICTURES, WORDS, client_of, colours, encoded, post, refusal, tiny_segmenter
+from dpseg.segmenter import Segmenter
+from dpseg.serving.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return tiny_segmenter(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def client(segmenter: Segmenter) -> Iterator[TestClient]:
+    with client_of(segmenter) as started:
+        yield started
+
+
+def labels_of(answer: dict[str, Any]) -> np.ndarray:
+    """Returns the label map that run lengths say, -1 where there is no class."""
+    labels = np.full((answer["height"], answer["width"]), -1)
+    for found in answer["classes"]:
+        labels[coco.decode(found["segmentation"]).astype(bool)] = found["index"]
+    return labels
+
+
+def test_the_answer_is_what_the_segmenter_says(client: TestClient, segmenter: Segmenter) -> None:
+    response = colours(client)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    pictures = {name.partition(".")[0]: Image.open(io.BytesIO(data)) for name, data in PICTURES.items()}
+    expected = segmenter(Image.open(io.BytesIO(PHOTO)), references=pictures)
+    assert np.array_equal(labels_of(answer), expected.labels)
+    assert (expected.labels[:, :60] == 0).all()
+    assert (answer["width"], answer["height"], answer["names"], answer["none"]) == (128, 64, ["red", "blue"], 0)
+    for found in answer["classes"]:
+        assert found["area"] == pytest.approx(expected.areas[found["name"]], abs=1e-6)
+        assert found["confidence"] == pytest.approx(expected.confidences[found["name"]], abs=1e-4)
+        assert found["pixels"] == (expected.labels == found["index"]).sum()
+        assert found["prompts"] == ["reference"]
+    assert "source" not in answer
+
+
+def test_words_and_pictures_go_together(client: TestClient) -> None:
+    prompts = {"classes": ["red, crimson", "blue"], "references": [{"class": "Crimson", "picture": "red.png"}]}
+    answer = post(client, prompts, files={"red.png": PICTURES["red.png"]}).json()
+    assert answer["names"] == ["red", "blue"]
+    assert ["text", "reference"] in [found["prompts"] for found in answer["classes"]]
+
+
+def test_a_mask_or_a_box_says_where_the_thing_is(client: TestClient) -> None:
+    mask = Image.new("L", (128, 64), 0)
+    mask.paste(255, (64, 0, 128, 64))
+    files = {"both.png": PHOTO, "mask.png": encoded(mask), "mask.jpg": encoded(mask, "JPEG")}
+    for name in ("mask.png", "mask.jpg"):
+        prompts = {
+            "references": [
+                {"class": "left", "picture": "both.png", "box": [0, 0, 60, 64]},
+                {"class": "right", "picture": "both.png", "mask": name},
+            ]
+        }
+        sent = {key: files[key] for key in ("both.png", name)}
+        labels = labels_of(post(client, prompts, files=sent).json())
+        assert (labels[:, :60] == 0).all(), name
+        assert (labels[:, 68:] == 1).all(), name
+
+
+@pytest.mark.parametrize(
+    ("accept", "fields", "kind"),
+    [
+        ("image/png", {}, "image/png"),
+        ("image/*;q=0.9, text/html", {}, "image/png"),
+        ("application/json;q=0.5, image/png", {}, "image/png"),
+        ("application/json;q=0.1, */*", {}, "image/png"),
+        ("*/*", {}, "application/json"),
+        ("image/png;q=0, */*", {}, "application/json"),
+        ("image/png", {"format": "json"}, "application/json"),
+        ("application/json", {"format": "png"}, "image/png"),
+    ],
+)
+def test_the_caller_chooses_the_format(client: TestClient, accept: str, fields: dict[str, str], kind: str) -> None:
+    response = post(client, COLOURS, files=PICTURES, headers={"accept": accept}, **fields)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == kind
+
+
+def test_a_png_has_labels_and_a_palette(client: TestClient) -> None:
+    picture = Image.open(io.BytesIO(colours(client, format="png").content))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), labels_of(colours(client).json()))
+    palette = colours(client).json()["classes"]
+    assert {tuple(found["color"]) for found in palette} == {
+        tuple(picture.getpalette()[3 * index : 3 * index + 3]) for index in (0, 1)
+    }
+
+
+def test_options_reach_the_model(client: TestClient) -> None:
+    everything = colours(client, background="1").json()
+    assert everything["none"] == 1
+    assert everything["classes"] == []
+    crops = colours(client, refine="true").json()
+    assert {kind for found in crops["classes"] for kind in found["prompts"]} == {"crop"}
+
+
+def test_no_accepted_format_is_refused(client: TestClient) -> None:
+    response = post(client, COLOURS, files=PICTURES, headers={"accept": "text/html"})
+    assert "text/html" in refusal(response, 406)
+
+
+def test_prompts_are_kept_under_an_id(client: TestClient) -> None:
+    kept = post(client, COLOURS, None, PICTURES, path="/v1/prompts")
+    assert kept.status_code == 201
+    answer = kept.json()
+    assert answer["names"] == ["red", "blue"]
+    assert answer["sources"] == [["reference"], ["reference"]]
+    assert post(client, COLOURS, None, PICTURES, path="/v1/prompts").json() == answer
+    assert client.get(f"/v1/prompts/{answer['id']}").json() == answer
+    assert post(client, prompts_id=answer["id"]).json() == colours(client).json()
+    other = post(client, WORDS, None, path="/v1/prompts").json()
+    assert other["id"] != answer["id"]
+
+
+def test_other_pictures_of_the_same_names_are_other_prompts(client: TestClient) -> None:
+    swapped = {"red.png": PICTURES["blue.png"], "blue.png": PICTURES["red.png"]}
+    assert np.array_equal(labels_of(post(client, COLOURS, files=swapped).json()), 1 - labels_of(colours(client).json()))
+
+
+def test_ids_are_no_paths(segmenter: Segmenter, tmp_path: Path) -> None:
+    segmenter.prompts(["cat"]).save(tmp_path / "secret.safetensors")
+    folder = tmp_path / "kept"
+    with client_of(segmenter, ServeSettings(prompts_dir=folder)) as started:
+        for name in ("../secret", "..%2Fsecret", str(tmp_path / "secret"), "secret", ".", "%00", "kept/../../secret"):
+            assert started.get(f"/v1/prompts/{name}").status_code in (404, 405)
+            assert "no prompt set has the id" in refusal(post(started, prompts_id=name), 404)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_keeps_prompts_over_a_restart(segmenter: Segmenter, tmp_path: Path) -> None:
+    segmenter.prompts(["cat", "dog"]).save(tmp_path / "pets.safetensors")
+    settings = ServeSettings(prompts_dir=tmp_path)
+    with client_of(segmenter, settings) as started:
+        kept = post(started, COLOURS, None, PICTURES, path="/v1/prompts").json()["id"]
+    with client_of(segmenter, settings) as again:
+        assert again.get("/v1/prompts/pets").json()["names"] == ["cat", "dog"]
+        assert np.array_equal(labels_of(post(again, prompts_id=kept).json()), labels_of(colours(again).json()))
+
+
+def test_a_token_is_asked_for(segmenter: Segmenter) -> None:
+    with client_of(segmenter, ServeSettings(token="let-me-in")) as started:
+        for headers in ({}, {"authorization": "Bearer let-me"}, {"authorization": "Basic let-me-in"}):
+            response = post(started, COLOURS, files=PICTURES, headers=headers)
+            assert "Authorization: Bearer" in refusal(response, 401)
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert started.get("/metrics", headers=headers).status_code == 401
+            assert started.get("/v1/prompts/x", headers=headers).status_code == 401
+        given = {"authorization": "Bearer let-me-in"}
+        assert post(started, COLOURS, files=PICTURES, headers=given).status_code == 200
+        assert started.get("/healthz").json() == {"status": "ok"}
+        assert "let-me-in" not in repr(started.app.state.service.settings)  # type: ignore[attr-defined]
+
+
+def test_metrics_count_what_was_done(segmenter: Segmenter) -> None:
+    with client_of(segmenter) as started:
+        for _ in range(3):
+            assert colours(started).status_code == 200
+        assert post(started).status_code == 422
+        started.get("/nowhere")
+        figures = dict(line.rsplit(" ", 1) for line in started.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(figures['dpseg_requests_total{route="/v1/segment",status="200"}']) == 3
+    assert float(figures['dpseg_requests_total{route="/v1/segment",status="422"}']) == 1
+    assert float(figures['dpseg_requests_total{route="other",status="404"}']) == 1
+    assert float(figures["dpseg_batch_photos_count"]) == 3
+    assert float(figures['dpseg_prompts_total{memory="hit"}']) == 2
+    assert float(figures["dpseg_requests_inside"]) == 0
+    assert float(figures["process_resident_memory_bytes"]) > 1e7
+
+
+def test_health_follows_the_model_s_thread(segmenter: Segmenter) -> None:
+    started = client_of(segmenter)
+    with started:
+        assert started.get("/healthz").status_code == started.get("/readyz").status_code == 200
+    assert "has ended" in refusal(started.get("/healthz"), 503)
+
+
+def test_openapi_describes_it_with_examples(client: TestClient) -> None:
+    schema = client.get("/openapi.json").json()
+    form = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["required"] == ["image"]
+    for example in form["examples"].values():
+        assert set(example["value"]) <= set(form["schema"]["properties"])
+        if "prompts_id" not in example["value"]:
+            pictures = {"shelf.jpg": PHOTO} if "files" in example["value"] else {}
+            sent = example["value"]["prompts"].replace("[120, 40, 260, 210]", "[0, 0, 60, 60]")
+            assert post(client, sent, files=pictures).status_code == 200
+    assert {"PromptsBody", "ReferenceBody", "Problem", "SegmentAnswer"} <= set(schema["components"]["schemas"])
+    assert client.get("/docs").status_code == client.get("/redoc").status_code == 404

@@ -1,0 +1,255 @@
+"""Many requests at a time: which photos go together, who is refused, who has hung up, and what a stop finishes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from api_client import CONFIG, PHOTO, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
+from dpseg.errors import PromptError
+from dpseg.photos import load_photo
+from dpseg.prompts.prompt_set import PromptSet
+from dpseg.segmenter import Segmenter
+from dpseg.serving.batching import ModelThread, PhotoTask
+from dpseg.serving.door import Door
+from dpseg.serving.problems import RequestError
+from dpseg.serving.settings import ServeSettings
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    return tiny_segmenter(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def prompts(segmenter: Segmenter) -> PromptSet:
+    return segmenter.prompts(
+        references={"red": Image.new("RGB", (32, 32), "red"), "blue": Image.new("RGB", (32, 32), "blue")}
+    )
+
+
+@pytest.fixture
+def batches(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what the encoder was given."""
+    shapes: list[tuple[int, ...]] = []
+    original = segmenter.model.encode
+    monkeypatch.setattr(
+        segmenter.model, "encode", lambda images: (shapes.append(tuple(images.shape)), original(images))[1]
+    )
+    return shapes
+
+
+class Held:
+    """Holds the model's thread at its first task until `release`."""
+
+    def __init__(self, thread: ModelThread) -> None:
+        self._gate, begun = threading.Event(), threading.Event()
+
+        def wait_here() -> Any:
+            begun.set()
+            assert self._gate.wait(30)
+
+        self.future = thread.encode(wait_here)
+        assert begun.wait(30)
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def thread(segmenter: Segmenter) -> Iterator[ModelThread]:
+    started = ModelThread(segmenter, batch_size=3)
+    started.start()
+    yield started
+    started.stop()
+    assert not started.alive
+
+
+def task(image: Image.Image, prompts: PromptSet, key: str = "colours", background: float | None = None) -> PhotoTask:
+    return PhotoTask(load_photo(image, CONFIG, 32), prompts, key, False, background)
+
+
+def test_photos_that_are_alike_go_together(
+    thread: ModelThread, prompts: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
+) -> None:
+    held = Held(thread)
+    photos = [halves(), halves(64, 64), halves(128, 64), halves(256, 128), halves(128, 64), halves(64, 64)]
+    futures = [thread.segment(task(photo, prompts)) for photo in photos]
+    held.release()
+    results = [future.result(30) for future in futures]
+    assert batches == [(3, 3, 64, 128), (2, 3, 64, 64), (1, 3, 64, 128)]
+    for photo, result in zip(photos, results, strict=True):
+        assert result.labels.shape == (photo.height, photo.width)
+        assert np.array_equal(result.labels, segmenter(photo, prompts=prompts).labels)
+
+
+def test_other_prompts_and_options_go_apart(
+    thread: ModelThread, prompts: PromptSet, batches: list[tuple[int, ...]]
+) -> None:
+    held = Held(thread)
+    futures = [
+        thread.segment(task(halves(), prompts)),
+        thread.segment(task(halves(), prompts.select(["blue", "red"]), key="other")),
+        thread.segment(task(halves(), prompts, background=1.0)),
+        thread.segment(task(halves(), prompts)),
+    ]
+    held.release()
+    first, other, none, last = (future.result(30).labels for future in futures)
+    assert [shape[0] for shape in batches] == [2, 1, 1]
+    assert np.array_equal(first, last)
+    assert np.array_equal(other, 1 - first)
+    assert (none == -1).all()
+
+
+def test_a_cpu_takes_one_photo_at_a_time(segmenter: Segmenter) -> None:
+    assert ModelThread(segmenter).batch_size == 1
+
+
+def test_what_is_cancelled_is_not_computed(
+    thread: ModelThread, prompts: PromptSet, batches: list[tuple[int, ...]]
+) -> None:
+    held = Held(thread)
+    dropped, kept = (thread.segment(task(halves(), prompts)) for _ in range(2))
+    assert dropped.cancel()
+    held.release()
+    kept.result(30)
+    assert [shape[0] for shape in batches] == [1]
+
+
+def test_an_error_is_its_batch_s_alone(
+    thread: ModelThread, prompts: PromptSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(error: BaseException) -> Future[PromptSet]:
+        def build() -> PromptSet:
+            raise error
+
+        return thread.encode(build)
+
+    with pytest.raises(PromptError, match="mine"):
+        fails(PromptError("mine")).result(30)
+    assert not caplog.records
+    with pytest.raises(RequestError, match="no memory") as full:
+        fails(torch.OutOfMemoryError("CUDA")).result(30)
+    assert full.value.status == 503
+    with pytest.raises(RuntimeError, match="the model failed"):
+        fails(ZeroDivisionError("secret")).result(30)
+    with pytest.raises(RuntimeError, match="the model failed"):
+        fails(SystemExit()).result(30)
+    assert thread.segment(task(halves(), prompts)).result(30).names == ("red", "blue")
+
+
+def test_a_stop_finishes_what_was_taken(segmenter: Segmenter, prompts: PromptSet) -> None:
+    thread = ModelThread(segmenter)
+    thread.start()
+    held = Held(thread)
+    futures = [thread.segment(task(halves(), prompts)) for _ in range(4)]
+    stopping = threading.Thread(target=thread.stop)
+    stopping.start()
+    while not thread._stopping:
+        time.sleep(0.01)
+    with pytest.raises(RequestError, match="being stopped"):
+        thread.segment(task(halves(), prompts))
+    held.release()
+    stopping.join(30)
+    assert not thread.alive
+    assert all(future.result(0).names == ("red", "blue") for future in futures)
+
+
+def test_the_door_says_when_to_come_again() -> None:
+    door = Door(room=3, per_client=2)
+    door.seconds = 4.0
+    with door.enter("a"), door.enter("a"):
+        with pytest.raises(RequestError, match="2 requests of yours") as one:
+            door.enter("a").__enter__()
+        with door.enter("b"), pytest.raises(RequestError, match="3 requests are in work") as all_:
+            door.enter("c").__enter__()
+    assert (one.value.status, one.value.headers) == (429, {"Retry-After": "8"})
+    assert (all_.value.status, all_.value.headers) == (503, {"Retry-After": "12"})
+    assert door.count == 0
+    for _ in range(200):
+        door.worked(1.0)
+    assert door.seconds == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("settings", "status"), [(ServeSettings(queue=2), 503), (ServeSettings(per_client=2), 429)])
+def test_too_many_requests_are_refused(segmenter: Segmenter, settings: ServeSettings, status: int) -> None:
+    with client_of(segmenter, settings) as client, ThreadPoolExecutor() as pool:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        held = Held(service.thread)
+        waiting = [pool.submit(colours, client) for _ in range(2)]
+        while service.door.count < 2:
+            assert not any(future.done() for future in waiting)
+            time.sleep(0.01)
+        response = colours(client)
+        assert int(response.headers["retry-after"]) >= 1
+        assert "the limit" in refusal(response, status)
+        assert client.get("/readyz").status_code == (503 if status == 503 else 200)
+        assert client.get("/healthz").status_code == 200
+        held.release()
+        assert [future.result(30).status_code for future in waiting] == [200, 200]
+        assert colours(client).status_code == 200
+
+
+def test_requests_at_once_share_prompts(segmenter: Segmenter, batches: list[tuple[int, ...]]) -> None:
+    with client_of(segmenter, ServeSettings(batch_size=2)) as client, ThreadPoolExecutor(8) as pool:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        held = Held(service.thread)
+        wide = encoded(halves(256, 64))
+        futures = [pool.submit(colours, client, wide if number % 2 else PHOTO) for number in range(8)]
+        while service.door.count < 8:
+            time.sleep(0.01)
+        held.release()
+        wait(futures, 60)
+        widths = [future.result().json()["width"] for future in futures]
+        encodings = service.metrics.registry.get_sample_value("dpseg_model_seconds_count", {"step": "prompts"})
+    assert widths == [128, 256] * 4
+    assert sum(shape[0] for shape in batches) == 8
+    assert encodings == 1 + 8  # the one that held, and of the eight only the first had work to do
+    assert len(service._latest) == 1
+
+
+def test_who_has_hung_up_takes_no_turn(segmenter: Segmenter, batches: list[tuple[int, ...]]) -> None:
+    with client_of(segmenter) as client:
+        kept = post(client, {"classes": ["cat"]}, None, path="/v1/prompts").json()["id"]
+        service = client.app.state.service  # type: ignore[attr-defined]
+        held = Held(service.thread)
+        assert client.portal is not None
+        client.portal.call(_hang_up, client.app, kept)
+        assert service.door.count == 0
+        held.release()
+        assert post(client, prompts_id=kept, image=encoded(halves(64, 64))).status_code == 200
+    assert [shape[-1] for shape in batches] == [64]
+
+
+async def _hang_up(app: Any, kept: str) -> None:
+    """Sends a whole request, waits until it is in work, and closes the connection."""
+    parts = [("prompts_id", "", kept.encode()), ("image", '; filename="a"', PHOTO)]
+    body = b"".join(
+        f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + data + b"\r\n"
+        for name, more, data in parts
+    )
+    messages = iter([{"type": "http.request", "body": body + b"--b--\r\n", "more_body": False}])
+
+    async def receive() -> Any:
+        message = next(messages, None)
+        if message is None:
+            while not app.state.service.thread._jobs:
+                await asyncio.sleep(0.01)
+        return message or {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        assert message.get("status", 499) == 499
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "method": "POST", "path": "/v1/segment", "headers": headers}
+    scope |= {"http_version": "1.1", "scheme": "http", "query_string": b"", "root_path": "", "client": ("c", 1)}
+    await asyncio.wait_for(app(scope, receive, send), 30)

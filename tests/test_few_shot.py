@@ -1,0 +1,155 @@
+"""The few-shot and robustness benchmarks on a small set: what they write, and how they spoil pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpseg.config import ModelConfig
+from dpseg.model.dpseg import DPSeg
+from dpseg.prompts.visual import Reference
+from miniature import COLOURS, NAMES
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))
+
+import few_shot  # noqa: E402
+import robustness  # noqa: E402
+
+CONFIG = ModelConfig(encoder="tiny", image_size=96, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("model")
+    DPSeg(CONFIG).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sets of ten photos, eight to train: each shows a square of one of three colours on grey."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("iot_boards", "clothing", "coco_things"):
+        for part in ("images", "masks"):
+            (root / name / part).mkdir(parents=True)
+        for number in range(10):
+            mask = np.zeros((96, 96), np.uint8)
+            mask[16 + number : 80, 16:80] = 1 + number % 3
+            Image.fromarray(np.array(COLOURS, np.uint8)[mask]).save(root / name / "images" / f"{number}.png")
+            Image.fromarray(mask).save(root / name / "masks" / f"{number}.png")
+        (root / name / "classes.txt").write_text("\n".join(NAMES))
+        (root / name / "val.txt").write_text("0\n1\n")
+        (root / name / "train.txt").write_text("\n".join(str(number) for number in range(2, 10)))
+    return root
+
+
+def run(module: object, monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, words)])
+    module.main()  # type: ignore[attr-defined]
+
+
+def test_few_shot_writes_curves(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(few_shot, "COUNTS", (1, 5))
+    common = ["--data", data, "--model", model, "--seeds", "2", "--out", tmp_path]
+    run(few_shot, monkeypatch, *common, "--set", "clothing")
+    run(few_shot, monkeypatch, *common, "--set", "iot_boards")
+    results = json.loads((tmp_path / "few_shot.json").read_text())
+    assert list(results) == ["iot_boards", "clothing"]  # what was there stays, in the order of the runs
+    result = results["iot_boards"]
+    assert list(result)[:4] == ["text", "1", "5", "both"]
+    assert result["photos"] == 2
+    assert result["setting"] == {"data": "iot_boards", "untrained": True, "match": "alike", "model": str(model)}
+    for n in ("1", "5"):
+        draws = result["draws"]["mIoU"]["pictures"][n]
+        assert len(draws) == 2
+        assert result[n] == pytest.approx(np.mean(draws), abs=0.01)
+        assert 50 < result[n] <= 100  # colours are easy, and the grey background does not count
+    assert result["text"] < 50  # the tiny encoder knows no words
+    assert result["both"] == pytest.approx(np.mean(result["draws"]["mIoU"]["both"]["5"]), abs=0.01)
+    assert result["pixels right"]["5"] > 50
+    with Image.open(tmp_path / "few_shot.png") as plot:
+        assert plot.width > plot.height
+    assert "| iot_boards | pictures |" in capsys.readouterr().out
+
+
+def test_robustness_writes_what_spoiled_pictures_cost(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(robustness, monkeypatch, "--data", data, "--model", model, "--out", tmp_path, "--set", "clothing")
+    (result,) = json.loads((tmp_path / "robustness.json").read_text()).values()
+    assert set(result) == {"text", "pictures", "both", "photos", *robustness.SPOILED}
+    right = result["pictures"]["mIoU"]
+    assert right > 50
+    wrong = result["classes with wrong pictures"]["1"]["pictures"]["mIoU"]
+    assert wrong < right / 2  # every class shows the next one
+    assert list(result["wrong pictures of 5"]) == ["1", "2", "3"]
+    assert result["wrong pictures of 5"]["3"]["pictures"]["mIoU"] < right
+    with Image.open(tmp_path / "robustness.png") as plot:
+        assert plot.width > plot.height
+    assert "both degrade more gently than pictures alone" in capsys.readouterr().out
+
+
+def references() -> dict[int, list[Reference]]:
+    """Four classes of five pictures: the class is the red of all pixels, and the picture the green."""
+    y, x = np.mgrid[:40, :40]
+    mask = (abs(y - 20) < 10) & (abs(x - 20) < 5)
+    pictures = np.zeros((4, 5, 40, 40, 3), np.uint8)
+    pictures[..., 0] = 40 * np.arange(1, 5)[:, None, None, None]
+    pictures[..., 1] = 10 * np.arange(5)[:, None, None]
+    pictures[..., 2] = np.where(x < 20, 60, 160)
+    return {value: [Reference(one, mask=mask) for one in pictures[value - 1]] for value in range(1, 5)}
+
+
+def reds(spoiled: dict[int, list[Reference]]) -> dict[int, list[int]]:
+    return {value: [int(one.read()[0].getpixel((0, 0))[0]) // 40 for one in ones] for value, ones in spoiled.items()}  # type: ignore[index]
+
+
+def test_wrong_pictures_are_the_next_classs() -> None:
+    assert reds(robustness.wrong_pictures(references(), 2)) == {
+        1: [2, 2, 1, 1, 1],
+        2: [3, 3, 2, 2, 2],
+        3: [4, 4, 3, 3, 3],
+        4: [1, 1, 4, 4, 4],
+    }
+    half = reds(robustness.wrong_class(references(), 0.5))
+    wrong = [value for value, shown in half.items() if shown != [value] * 5]
+    assert len(wrong) == 2
+    assert all(half[value] == [value % 4 + 1] * 5 for value in wrong)
+
+
+def test_noise_and_blur_grow_with_the_strength() -> None:
+    random = np.random.default_rng(0)
+    (clean, *_) = references()[1]
+    before, mask = (np.asarray(part) for part in clean.read())
+    for strength in (0.02, 0.1):
+        noisy = robustness.noise(clean, strength, random)
+        blue = np.asarray(noisy.read()[0], np.float64)[..., 2] - before[..., 2]
+        assert blue.std() == pytest.approx(255 * strength, rel=0.1)
+        assert (noisy.read()[1] == mask).all()
+    edges = []
+    for strength in (1 / 32, 1 / 8):
+        blurred = np.asarray(robustness.blur(clean, strength, random).read()[0], np.float64)
+        edges.append(np.abs(np.diff(blurred[20, :, 2])).max())
+        # The thing is 19 pixels long: a blurred step of 100 rises by 100 / (sqrt(2 pi) sigma) a pixel.
+        assert edges[-1] == pytest.approx(min(100, 100 / (np.sqrt(2 * np.pi) * 19 * strength)), rel=0.35)
+    assert edges[0] > 2 * edges[1]
+
+
+def test_where_both_lose_more_is_said() -> None:
+    values = {"pictures": {"mIoU": 40.0}, "both": {"mIoU": 60.0}}
+    result = {**values, **{what: {"1": values} for what in robustness.SPOILED}}
+    lost = {"pictures": {"mIoU": 30.0}, "both": {"mIoU": 55.0}}
+    assert len(robustness.gentler({"set": {**values, **{what: {"1": lost} for what in robustness.SPOILED}}})) == 0
+    worse = {"pictures": {"mIoU": 39.0}, "both": {"mIoU": 55.0}}
+    result = {**values, **{what: {"1": lost} for what in robustness.SPOILED}, "blur": {"0.1": worse}}
+    assert robustness.gentler({"set": result}) == ["set, blur 0.1"]
