@@ -12,10 +12,10 @@ SMALL := runs/lite-small
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench reproduce lint types imports check format clean
+.PHONY: help demo test bench reproduce few-shot robustness lint types imports check format clean
 
 help: ## Print this list.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## Install DPSeg and segment two photos of examples/.
 	$(VENV)/bin/dpseg predict examples/chelsea.jpg --text cat --text wall --out $(DEMO_OUT)
@@ -33,6 +33,12 @@ reproduce: $(VENV)/.dev ## Train a small model on the sets in DATA=data from not
 	$(VENV)/bin/dpseg train --config configs/lite-small.yaml --data-root $(DATA) --out $(SMALL) --resume no
 	$(VENV)/bin/dpseg evaluate $(DATA)/coco_things --model $(SMALL)/final --prompts text,pictures,both --refine both \
 	    --out $(SMALL)/coco_things.json
+
+few-shot: $(VENV)/.dev ## Measure 1 to 10 reference pictures a class on sets in DATA=data; leaves docs/results/few_shot.json and .png.
+	$(VENV)/bin/python benchmarks/few_shot.py --data $(DATA)
+
+robustness: $(VENV)/.dev ## Measure noisy, blurred and wrong pictures on sets in DATA=data; leaves docs/results/robustness.json and .png.
+	$(VENV)/bin/python benchmarks/robustness.py --data $(DATA)
 
 lint: $(VENV)/.dev ## Check style and formatting.
 	$(VENV)/bin/ruff check .

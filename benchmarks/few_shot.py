@@ -14,11 +14,12 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpseg.config import EvalConfig
 from dpseg.data.benchmarks import open_dataset
@@ -29,6 +30,7 @@ from dpseg.evaluation.plan import Plan, make_plan
 from dpseg.evaluation.workers import ModelSource
 from dpseg.files import make_folder, write_atomically
 from dpseg.matching import MATCHINGS
+from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
 
 COUNTS = (1, 2, 5, 10)
@@ -71,6 +73,17 @@ class Case:
         return cls(plan, prompts, ConfusionMatrix(plan.shown, plan.dataset.ignore_index, plan.ignored))
 
 
+def without_words(both: EncodedPrompts) -> EncodedPrompts:
+    """Returns the pictures of words and pictures by themselves, as if they had been encoded alone."""
+    shown = both.prompts.embeddings.has_visual
+    e = both.prompts.embeddings.map(lambda tensor: tensor[shown])
+    embeddings = replace(e, text=torch.zeros_like(e.text), has_text=torch.zeros_like(e.has_text))
+    names = tuple(name for name, kept in zip(both.prompts.names, shown.tolist(), strict=True) if kept)
+    return EncodedPrompts(
+        "pictures", PromptSet(names, embeddings, both.prompts.encoder), both.lines[shown.cpu().numpy()]
+    )
+
+
 def count(segmenter: Segmenter, cases: Sequence[Case]) -> None:
     """Segments the plan's photos with the prompts of every case; each photo is encoded once."""
     first = cases[0].plan
@@ -100,12 +113,10 @@ def measure(
     for seed in range(seeds):
         for shown in COUNTS:
             plan = make_plan(dataset, EvalConfig(references=shown, seed=seed, limit=limit), pool=pool)
-            kinds = ("pictures", "both") if text else ("text", "pictures", "both")
-            for kind, prompts in encode_prompts(segmenter, plan, kinds).items():  # type: ignore[arg-type]
-                if kind == "text":
-                    text = Case.of(plan, prompts)
-                else:
-                    cases[kind, shown, seed] = Case.of(plan, prompts)
+            both = encode_prompts(segmenter, plan, ("both",))["both"]
+            text = text or Case.of(plan, encode_prompts(segmenter, plan, ("text",))["text"])
+            cases["both", shown, seed] = Case.of(plan, both)
+            cases["pictures", shown, seed] = Case.of(plan, without_words(both))
     assert text is not None
     count(segmenter, [text, *cases.values()])
 

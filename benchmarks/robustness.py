@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from few_shot import Case, count
+from few_shot import Case, count, without_words
 from PIL import Image
 from scipy import ndimage
 
@@ -87,34 +87,37 @@ SPOILED: dict[str, tuple[Callable[[References, float], References], tuple[float,
 }
 
 
-def prompt(segmenter: Segmenter, plan: Plan, references: References, words: bool) -> Case:
-    """Encodes references, with the names of all classes or by themselves."""
-    lines = [value for value in plan.prompt_classes if words or value in references]
+def prompt(segmenter: Segmenter, plan: Plan, references: References) -> EncodedPrompts:
+    """Encodes the names of all classes, and references."""
     names = dict(zip(plan.prompt_classes, plan.prompt_names, strict=True))
-    pictures = {parse_class(names[value]).name: references[value] for value in lines if value in references}
-    text = [names[value] for value in lines] if words else None
-    encoded = segmenter.prompts(text, pictures or None, bank=False)
-    return Case.of(plan, EncodedPrompts("both" if words else "pictures", encoded, np.array(lines, dtype=np.int32)))
+    pictures = {parse_class(names[value]).name: own for value, own in references.items()}
+    encoded = segmenter.prompts(plan.prompt_names, pictures or None, bank=False)
+    return EncodedPrompts("both", encoded, np.array(plan.prompt_classes, dtype=np.int32))
+
+
+def pair(segmenter: Segmenter, plan: Plan, references: References) -> dict[str, Case]:
+    """Encodes references by themselves and with the names of all classes."""
+    both = prompt(segmenter, plan, references)
+    return {"pictures": Case.of(plan, without_words(both)), "both": Case.of(plan, both)}
 
 
 def measure(segmenter: Segmenter, dataset: LabelledSet, pool: LabelledSet, limit: int) -> dict[str, Any]:
     """Returns mIoU and pixels right in %, as robustness.json holds them."""
     plan = make_plan(dataset, EvalConfig(references=SHOWN, limit=limit), pool=pool)
     clean = cut_references(pool, plan.drawn)
-    text = prompt(segmenter, plan, {}, True)
-    kinds = {"pictures": False, "both": True}
-    right = {kind: prompt(segmenter, plan, clean, words) for kind, words in kinds.items()}
-    cases = {
-        (what, strength, kind): prompt(segmenter, plan, how(clean, strength), words)
+    text = Case.of(plan, prompt(segmenter, plan, {}))
+    right = pair(segmenter, plan, clean)
+    spoiled = {
+        (what, strength): pair(segmenter, plan, how(clean, strength))
         for what, (how, strengths) in SPOILED.items()
         for strength in strengths
-        for kind, words in kinds.items()
     }
-    count(segmenter, [text, *right.values(), *cases.values()])
+    count(segmenter, [text, *(case for cases in (right, *spoiled.values()) for case in cases.values())])
     result: dict[str, Any] = {"text": figures(text), **{kind: figures(case) for kind, case in right.items()}}
     for what, (_, strengths) in SPOILED.items():
         result[what] = {
-            f"{strength:.3g}": {kind: figures(cases[what, strength, kind]) for kind in kinds} for strength in strengths
+            f"{strength:.3g}": {kind: figures(case) for kind, case in spoiled[what, strength].items()}
+            for strength in strengths
         }
     return result | {"photos": len(plan.photos)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dpseg.config import ModelConfig
+from dpseg.config import EvalConfig, ModelConfig
+from dpseg.data.benchmarks import open_dataset
+from dpseg.evaluation.evaluate import encode_prompts
+from dpseg.evaluation.plan import make_plan
+from dpseg.matching import MATCHINGS
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.visual import Reference
+from dpseg.segmenter import Segmenter
 from miniature import COLOURS, NAMES
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -90,13 +96,27 @@ def test_robustness_writes_what_spoiled_pictures_cost(
     assert set(result) == {"text", "pictures", "both", "photos", *robustness.SPOILED}
     right = result["pictures"]["mIoU"]
     assert right > 50
-    wrong = result["classes with wrong pictures"]["1"]["pictures"]["mIoU"]
-    assert wrong < right / 2  # every class shows the next one
+    wrong = result["classes with wrong pictures"]
+    assert wrong["1"]["pictures"]["mIoU"] < right / 2  # every class shows the next one
     assert list(result["wrong pictures of 5"]) == ["1", "2", "3"]
     assert result["wrong pictures of 5"]["3"]["pictures"]["mIoU"] < right
     with Image.open(tmp_path / "robustness.png") as plot:
         assert plot.width > plot.height
     assert "both degrade more gently than pictures alone" in capsys.readouterr().out
+
+
+def test_pictures_without_words_are_as_if_encoded_alone(model: Path, data: Path) -> None:
+    segmenter = Segmenter.from_pretrained(model, "cpu", matching=MATCHINGS["alike"])
+    dataset, pool = open_dataset(data / "clothing", split="val"), open_dataset(data / "clothing", split=None)
+    plan = make_plan(dataset, EvalConfig(references=2), pool=pool)
+    plan = replace(plan, drawn={value: plan.drawn[value] for value in (1, 3)})
+    encoded = encode_prompts(segmenter, plan, ("pictures", "both"))
+    alone, both = encoded["pictures"], few_shot.without_words(encoded["both"])
+    assert both.lines.tolist() == alone.lines.tolist() == [1, 3]
+    assert both.prompts.names == alone.prompts.names
+    one, other = alone.prompts.embeddings, both.prompts.embeddings
+    for field in fields(one):
+        torch.testing.assert_close(getattr(one, field.name), getattr(other, field.name))
 
 
 def references() -> dict[int, list[Reference]]:

@@ -59,6 +59,7 @@ def predict(
     bank: options.BankPlace = None,
     no_bank: options.NoBank = False,
     feature_prompts: options.FeaturePrompts = "blend",
+    match: options.Match = None,
     background: options.Background = None,
     out: options.Out = Path("out"),
     formats: options.Formats = "png,json,overlay",
@@ -73,6 +74,7 @@ def predict(
     from dpseg.commands.predict import predict as run_predict
     from dpseg.commands.prompts_input import feature_kind
     from dpseg.commands.reference_sets import RefsOptions, context_of
+    from dpseg.matching import matching_of
 
     asked = PredictOptions(
         photos=tuple(photos),
@@ -89,6 +91,7 @@ def predict(
         bank=not no_bank,
         store=bank,
         feature_prompts=feature_kind(feature_prompts),
+        matching=None if match is None else matching_of(match),
         background=_threshold(background),
         device=device,
         batch_size=batch_size,

@@ -11,6 +11,7 @@ import torch
 
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError, did_you_mean
+from dpseg.matching import Matching
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.sed import SED_MODELS
 from dpseg.prompts.bank import Bank
@@ -38,17 +39,25 @@ _BANK = "bank.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def load_pretrained(name_or_path: str | Path) -> tuple[DPSeg, Bank | None]:
+def load_pretrained(name_or_path: str | Path, matching: Matching | None = None) -> tuple[DPSeg, Bank | None]:
     """Loads a model and, where there is one beside it, its bank, onto the CPU.
 
     Args:
         name_or_path: a key of `MODELS`, a folder that `DPSeg.save_pretrained` wrote, or "user/model" on the hub.
+        matching: how it compares prompts with a photo; None: as its config says.
 
     Raises:
         ModelNotFoundError: there is no such model.
         WeightsError: its weights are missing, damaged, or cannot be fetched.
         MissingExtraError: it needs an extra that is not installed.
     """
+    model, bank = _load(name_or_path)
+    if matching is not None:
+        model.config = replace(model.config, matching=matching)
+    return model, bank
+
+
+def _load(name_or_path: str | Path) -> tuple[DPSeg, Bank | None]:
     if str(name_or_path) in _UNTRAINED:
         return DPSeg(_UNTRAINED[str(name_or_path)]).eval(), None
     if str(name_or_path) in SED_MODELS and not Path(name_or_path).is_dir():

@@ -18,6 +18,7 @@ from dpseg.cache import EmbeddingCache
 from dpseg.config import FeaturePrompts, Refine, RefineConfig
 from dpseg.errors import ConfigError, DPSegError, PromptError
 from dpseg.images import ImageLike
+from dpseg.matching import Matching
 from dpseg.memory import release_free_memory
 from dpseg.model.class_logits import Decoded
 from dpseg.model.dpseg import DPSeg
@@ -70,8 +71,7 @@ class Segmenter:
         check_encoder(model.encoder.fingerprint, bank, store)
         self.model = model.eval()
         self.bank, self.store, self.feature_prompts = bank, store, feature_prompts
-        self.refinement = refinement or RefineConfig()
-        self.cache = cache or EmbeddingCache()
+        self.refinement, self.cache = refinement or RefineConfig(), cache or EmbeddingCache()
         self._fingerprint = prompt_fingerprint(model.encoder)
 
     @classmethod
@@ -81,6 +81,7 @@ class Segmenter:
         device: str | torch.device | None = None,
         store: str | Path | None = None,
         feature_prompts: FeaturePrompts = "blend",
+        matching: Matching | None = None,
     ) -> Self:
         """Loads a model and its bank.
 
@@ -89,6 +90,7 @@ class Segmenter:
             device: e.g. "cpu", "cuda", "cuda:1"; None: CUDA where there is a GPU, else the CPU.
             store: folder or file of a bank of one's own, which is asked first.
             feature_prompts: what classes that have only words get from the banks, see `FeaturePrompts`.
+            matching: how prompts are compared with a photo, e.g. `MATCHINGS["alike"]`; None: as the config says.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -96,7 +98,7 @@ class Segmenter:
             ConfigError: there is no such device.
         """
         place = pick_device(device)
-        model, bank = load_pretrained(name_or_path)
+        model, bank = load_pretrained(name_or_path, matching)
         return cls(model.to(place), bank, None, None, None if store is None else open_bank(store), feature_prompts)
 
     @property

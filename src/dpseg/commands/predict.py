@@ -20,6 +20,7 @@ from dpseg.commands.refinement import Refinement
 from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.images import find_images
+from dpseg.matching import Matching
 
 if TYPE_CHECKING:
     from dpseg.prompts.prompt_set import PromptSet
@@ -49,6 +50,7 @@ class PredictOptions:
         bank: use the model's bank.
         store: folder or file of a bank of the user's own.
         feature_prompts: what words without pictures get from the banks.
+        matching: how prompts are compared with a photo; None: as the model's config says.
         background: threshold in [0, 1]; None: no pixel is "none".
         device: None: CUDA where there is a GPU.
         batch_size: photos at a time; None: as suits the device.
@@ -69,6 +71,7 @@ class PredictOptions:
     bank: bool = True
     store: Path | None = None
     feature_prompts: FeaturePrompts = "blend"
+    matching: Matching | None = None
     background: float | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -103,7 +106,7 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
         raise ConfigError(
             f"--bank {options.store} gives words pictures, and --feature-prompts off takes none; leave out one of them"
         )
-    loaded = load_classes(options, errors, options.store, options.feature_prompts)
+    loaded = load_classes(options, errors, options.store, options.feature_prompts, options.matching)
     segmenter, prompts = loaded.segmenter, loaded.prompts
     segmenter.refinement = options.refine.config
     if options.save_prompts is not None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from dpseg.commands.reference_sets import References, RefsOptions, check_refs, open_sets
 from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, PromptError, did_you_mean
+from dpseg.matching import Matching
 
 if TYPE_CHECKING:
     from dpseg.prompts.prompt_set import PromptSet
@@ -141,7 +142,11 @@ def check_classes(options: ClassOptions) -> None:
 
 
 def load_classes(
-    options: ClassOptions, errors: Console, store: Path | None = None, feature_prompts: FeaturePrompts = "blend"
+    options: ClassOptions,
+    errors: Console,
+    store: Path | None = None,
+    feature_prompts: FeaturePrompts = "blend",
+    matching: Matching | None = None,
 ) -> LoadedClasses:
     """Loads the model and encodes the classes.
 
@@ -150,6 +155,7 @@ def load_classes(
         errors: where progress is shown, and what of the references is not used or cannot be read.
         store: folder or file of a bank of the user's own, which is asked before the model's.
         feature_prompts: what words without pictures get from the banks.
+        matching: how prompts are compared with a photo; None: as the model's config says.
 
     Raises:
         DPSegError: the user's mistake.
@@ -164,7 +170,7 @@ def load_classes(
     sets = open_sets(options.refs)
     saved = PromptSet.load(options.prompts) if options.prompts is not None else None
     with _status(errors, f"Loading {options.model}"):
-        segmenter = Segmenter.from_pretrained(options.model, options.device, store, feature_prompts)
+        segmenter = Segmenter.from_pretrained(options.model, options.device, store, feature_prompts, matching)
     if not options.bank:
         segmenter.bank = None
     if saved is not None:

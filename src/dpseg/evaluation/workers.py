@@ -52,11 +52,9 @@ class ModelSource:
         device = self.device
         if device is None and torch.cuda.device_count() > 1:
             device = f"cuda:{rank % torch.cuda.device_count()}"
-        segmenter = Segmenter.from_pretrained(self.name, device)
+        segmenter = Segmenter.from_pretrained(self.name, device, matching=self.matching)
         if self.untrained:
             segmenter = Segmenter(untrained(segmenter.model).to(segmenter.device), segmenter.bank)
-        if self.matching is not None:
-            segmenter.model.config = replace(segmenter.model.config, matching=self.matching)
         return segmenter
 
 
