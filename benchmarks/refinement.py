@@ -4,10 +4,10 @@
 
 segments DATA_ROOT/coco_things and clothing, val, and the frames of two walks, lums_road and dhcn_campus, in their
 order; the walks are in dpseg-lite's training data. "From 0.9" is the mean score that a region needs. A cell has mIoU
-and the pixels right in %. "found in" is the share of the photos, of all sets and prompts, in which a region was
-good enough, "time" the median over these photos of encoding and labelling one against Inference I. Both are measured
-photo by photo in one process, so that the table can be made on a machine that does other work too. The last row is told
-by the masks which regions are right: what a refinement without mistakes would give.
+and the pixels right in %. "found in" is the share of the photos, of all sets and kinds of prompts, in which a region
+was good enough, "time" the median over these photos of encoding and labelling one against Inference I. Both are
+measured photo by photo in one process, so that the table can be made on a machine that does other work too. The last
+row is told by the masks which regions are right: what a refinement without mistakes would give.
 """
 
 from __future__ import annotations
@@ -163,7 +163,12 @@ def summary(row: Variant, cells: dict[str, Measured]) -> dict[str, Any]:
     """Returns the figures of one row as JSON values; its ratio is None where nothing was found."""
     ratios = [ratio for cell in cells.values() for ratio in cell.ratios]
     sets = {
-        name: {"miou": 100 * cell.matrix.mean_iou, "pixels_right": 100 * cell.matrix.pixel_accuracy}
+        name: {
+            "miou": 100 * cell.matrix.mean_iou,
+            "pixels_right": 100 * cell.matrix.pixel_accuracy,
+            "photos": cell.photos,
+            "ratios": cell.ratios,
+        }
         for name, cell in cells.items()
     }
     return {
