@@ -6,13 +6,14 @@ PIP_FLAGS ?=
 PIP_INSTALL = $(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
 DEMO_OUT := out/demo
+PORT ?= 7860
 
 DATA ?= data
 SMALL := runs/lite-small
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench reproduce few-shot robustness lint types imports check format clean
+.PHONY: help demo demo-page test bench reproduce few-shot robustness lint types imports check format clean
 
 help: ## Print this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 \t/p' $(MAKEFILE_LIST)
@@ -23,11 +24,14 @@ demo: $(VENV)/.runtime ## Install DPSeg and segment two photos of examples/.
 	@echo "The overlays are in $(DEMO_OUT):"
 	@ls $(DEMO_OUT)/*overlay*
 
+demo-page: $(VENV)/.page ## Install DPSeg with its page and serve it; PORT=7860.
+	$(VENV)/bin/dpseg serve --port $(PORT)
+
 test: $(VENV)/.dev ## Run the tests; leaves out/junit.xml.
 	$(VENV)/bin/python -m pytest --junitxml=out/junit.xml
 
-bench: $(VENV)/.runtime ## Time `dpseg predict` against the project's bounds, on an idle machine.
-	$(VENV)/bin/python benchmarks/predict_speed.py
+bench: $(VENV)/.dev ## Measure speed and memory against the project's bounds, on an idle machine; leaves benchmarks/results.
+	$(VENV)/bin/python benchmarks/speed.py; status=$$?; $(VENV)/bin/python benchmarks/predict_speed.py && exit $$status
 
 reproduce: $(VENV)/.dev ## Train a small model on the sets in DATA=data from nothing, and measure it; under half an hour.
 	$(VENV)/bin/dpseg train --config configs/lite-small.yaml --data-root $(DATA) --out $(SMALL) --resume no
@@ -71,7 +75,12 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.created
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+$(VENV)/.page: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing DPSeg and its page into $(VENV); the first time takes some minutes."
+	$(PIP_INSTALL) -e '.[page]'
+	@touch $(VENV)/.runtime $@
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing DPSeg and its development tools into $(VENV); the first time takes some minutes."
 	$(PIP_INSTALL) -e '.[dev]'
-	@touch $(VENV)/.runtime $@
+	@touch $(VENV)/.runtime $(VENV)/.page $@

@@ -24,7 +24,7 @@ from dpseg.evaluation.metrics import ConfusionMatrix
 from dpseg.evaluation.paper import PAPER, common_table
 from dpseg.evaluation.plan import make_plan
 from dpseg.evaluation.report import largest_flows
-from dpseg.evaluation.sheets import PANEL, draw_panels, extreme_photos
+from dpseg.evaluation.sheets import PANEL, draw_panels, ranked_photos
 from dpseg.evaluation.table import Report, Row
 from dpseg.evaluation.tally import Tally
 from dpseg.model.dpseg import DPSeg
@@ -106,14 +106,14 @@ def test_the_largest_mistakes() -> None:
     assert largest_flows(matrix, 1) == [("a", "b", 2 / 8, 2 / 4)]
 
 
-def test_best_and_worst_photos_are_apart() -> None:
+def test_best_middling_and_worst_photos_are_apart() -> None:
     tally = Tally(["a", "b"])
     for index, right in enumerate((3, 9, 0, 10, 5)):
         truth = np.zeros((1, 10), int) if index != 2 else np.full((1, 10), 255)
         tally.update(index, truth, np.array([[0] * right + [1] * (10 - right)]))
     row = Row("text", False, tally)
-    assert extreme_photos(row, 4) == ([3, 1], [0, 4])  # photo 2 has no counted pixel
-    assert extreme_photos(row, 1) == ([3], [0])
+    assert ranked_photos(row, 4) == ([3, 1], [], [0, 4])  # photo 2 has no counted pixel
+    assert ranked_photos(row, 1) == ([3], [1], [0])
 
 
 def test_wrong_pixels_are_orange_and_uncounted_ones_plain() -> None:

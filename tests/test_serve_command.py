@@ -1,4 +1,4 @@
-"""`dpseg serve --api` as a process: it listens, answers, finishes what it took when it is stopped; and its mistakes."""
+"""`dpseg serve` as a process: it listens, answers, finishes what it took when it is stopped; and its mistakes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def started(model: str, *options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def started(
+    model: str, *options: str, api: bool = True, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Starts a server, and yields its process and its port."""
-    command = [sys.executable, "-m", "dpseg", "serve", "--api", "--port", "0", "--model", model, *options]
+    command = [sys.executable, "-m", "dpseg", "serve", "--port", "0", "--model", model, *options]
+    command += ["--api"] if api else []
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -126,10 +129,26 @@ def test_options_count_and_ctrl_c_ends_it_too(model: str, tmp_path: Path) -> Non
     assert kept.is_dir()
 
 
+def test_an_open_page_does_not_hold_up_a_stop(model: str) -> None:
+    with started(model, api=False) as (process, port):
+        assert ask(port)[0] == 200
+        page = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        page.request("GET", "/")
+        assert b"dp-run" in page.getresponse().read()
+        page.request("GET", "/gradio_api/heartbeat/a")  # what a page in a browser keeps open
+        stream = page.getresponse()
+        assert stream.readline().startswith(b"data:")
+        process.terminate()
+        assert process.wait(60) == 0
+        page.close()
+        output, errors = process.communicate()
+    assert (output, errors) == ("", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "add --api"),
+        (("--port", "70000"), "port 70000 is out of range"),
         (("--api", "--port", "70000"), "port 70000 is out of range"),
         (("--api", "--host", "nowhere.invalid"), "cannot listen on nowhere.invalid port 7860"),
         (("--api", "--queue", "0"), "queue 0 is out of range"),
@@ -159,3 +178,10 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert run(["serve", "--api"]) == 2
     assert "serve needs the package uvicorn; pip install 'dpseg[serve]'" in capsys.readouterr().err
+
+
+def test_the_page_names_its_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run(["serve"]) == 2
+    message = "the page needs the package gradio; pip install 'dpseg[page]', or add --api for the API alone"
+    assert message in capsys.readouterr().err

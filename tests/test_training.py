@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from dpseg.config import DataSource, ModelConfig, TrainConfig
 from dpseg.errors import ConfigError
@@ -15,7 +16,7 @@ from dpseg.model.dpseg import DPSeg
 from dpseg.training import losses
 from dpseg.training.corpus import IGNORE, NONE, load_corpus
 from dpseg.training.export import export
-from dpseg.training.loop import Progress, Setup, Watch, launch, prepare
+from dpseg.training.loop import Progress, Setup, Watch, launch, moving_average, prepare
 from dpseg.training.loop import train as run_training
 from dpseg.training.sampler import Batch
 from miniature import write_set
@@ -98,6 +99,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config: TrainConfig, tmp_path
     resumed = train(prepare(config, quiet), True, lines=lines)
     assert lines[0] == "resumed at step 3"
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_the_moving_average_forgets_where_it_started() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=moving_average(0.9))
+    values = [float(value) for value in torch.randn(200, generator=torch.Generator().manual_seed(0))]
+    wanted = values[0]
+    for count, value in enumerate(values):
+        torch.nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(0.9, (1 + count) / (10 + count)) if count else 0.0
+        wanted = decay * wanted + (1 - decay) * value
+        assert float(average.module.weight) == pytest.approx(wanted, abs=1e-5)
+    assert decay == 0.9
 
 
 def test_bfloat16_changes_a_step_little(config: TrainConfig) -> None:

@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__, cli_bank, cli_explain, cli_prompts, cli_research, cli_serve
+from dpseg import __version__, cli_bank, cli_batch, cli_explain, cli_prompts, cli_research, cli_serve
 from dpseg.commands import options
 from dpseg.commands.refinement import FlagWithValue, read_refinement
-from dpseg.errors import ConfigError, DPSegError
+from dpseg.errors import DPSegError
 
 OUR_MISTAKE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_batch.app)
 app.add_typer(cli_research.app)
 app.add_typer(cli_serve.app)
 app.add_typer(cli_explain.explain_app, name="explain")
@@ -60,6 +61,8 @@ def predict(
     no_bank: options.NoBank = False,
     feature_prompts: options.FeaturePrompts = "blend",
     match: options.Match = None,
+    max_classes: options.MaxClasses = None,
+    keep_top: options.KeepTop = None,
     background: options.Background = None,
     out: options.Out = Path("out"),
     formats: options.Formats = "png,json,overlay",
@@ -68,13 +71,17 @@ def predict(
     device: options.Device = None,
     batch_size: options.BatchSize = None,
     size: options.Size = None,
+    tile: options.Tile = None,
+    tile_overlap: options.TileOverlap = None,
 ) -> None:
     """Segment photos: print what is found, write labels and overlays."""
     from dpseg.commands.predict import PredictOptions
     from dpseg.commands.predict import predict as run_predict
+    from dpseg.commands.predict_tiles import tiling_of
     from dpseg.commands.prompts_input import feature_kind
     from dpseg.commands.reference_sets import RefsOptions, context_of
     from dpseg.matching import matching_of
+    from dpseg.rejection import rejection_of
 
     asked = PredictOptions(
         photos=tuple(photos),
@@ -92,10 +99,12 @@ def predict(
         store=bank,
         feature_prompts=feature_kind(feature_prompts),
         matching=None if match is None else matching_of(match),
-        background=_threshold(background),
+        rejection=rejection_of(max_classes, keep_top),
+        background=options.read_background(background),
         device=device,
         batch_size=batch_size,
         size=size,
+        tiling=tiling_of(tile, tile_overlap),
     )
     raise typer.Exit(run_predict(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 
@@ -115,23 +124,6 @@ def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dpseg {__version__}")
         raise typer.Exit
-
-
-def _threshold(text: str | None) -> float | None:
-    """Reads the value of --background."""
-    if text is None:
-        return None
-    if text.strip().lower() == "auto":
-        return options.DEFAULT_BACKGROUND
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ConfigError(
-            f"background {text!r} is no threshold; give a number from 0 to 1, or auto ({options.DEFAULT_BACKGROUND})"
-        )
-    return value
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -63,6 +63,8 @@ def evaluate(
     device: options.Device = None,
     size: options.Size = None,
     match: options.Match = None,
+    max_classes: options.MaxClasses = None,
+    keep_top: options.KeepTop = None,
 ) -> None:
     """Measure a model on labelled photos: print Markdown tables, write a report."""
     from dpseg.commands.evaluate import EvaluateOptions, prompt_kinds, refine_rows, shard_of
@@ -70,6 +72,7 @@ def evaluate(
     from dpseg.commands.reference_sets import context_of
     from dpseg.config import EvalConfig
     from dpseg.matching import matching_of
+    from dpseg.rejection import rejection_of
 
     config = EvalConfig(
         prompts=prompt_kinds(prompts),
@@ -91,6 +94,7 @@ def evaluate(
         model=model,
         untrained=untrained,
         matching=None if match is None else matching_of(match),
+        rejection=rejection_of(max_classes, keep_top),
         device=device,
         out=out,
         sets=tuple(word.strip() for word in (sets or "").split(",") if word.strip()),

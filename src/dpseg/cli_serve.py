@@ -17,7 +17,9 @@ _ADDRESS, _LIMITS, _KEPT = "Address", "Limits", "Prompts that are kept"
 
 @app.command()
 def serve(
-    api: Annotated[bool, typer.Option("--api", help="The HTTP API.", rich_help_panel=_ADDRESS)] = False,
+    api: Annotated[
+        bool, typer.Option("--api", help="The HTTP API alone, without the page.", rich_help_panel=_ADDRESS)
+    ] = False,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: all of the machine's.", rich_help_panel=_ADDRESS)
     ] = "127.0.0.1",
@@ -68,7 +70,7 @@ def serve(
     device: options.Device = None,
     batch_size: options.BatchSize = None,
 ) -> None:
-    """Let other programs use a model over HTTP."""
+    """Open a page for photos, names and reference pictures; other programs use the same address over HTTP."""
     from dpseg.commands.serve import ServeOptions
     from dpseg.commands.serve import serve as run_serve
     from dpseg.serving.settings import ServeSettings

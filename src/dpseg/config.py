@@ -8,6 +8,7 @@ from typing import Literal
 from dpseg.errors import ConfigError
 from dpseg.matching import Matching
 from dpseg.plain_values import Loadable
+from dpseg.rejection import Rejection
 
 EncoderName = Literal["lite", "base", "large", "tiny"]
 Fusion = Literal["average", "text", "visual", "cost_average", "cost_concat"]
@@ -56,10 +57,15 @@ class ModelConfig(Loadable):
             logits are averaged; none: it is seen once.
         refine: whether Inference II runs where nobody says.
         decode_classes: only so many categories, those with the best maximum of F_c, are decoded; None: all.
+        presence: when above 0, labels prefer classes of which the photo seems to show much: logits gain this times the
+            log of a class's mean softmax over the photo, when classes compete; scores stay as they are. Not with
+            `resize_scores`.
         tune_encoder: the image encoder is fine-tuned, so the frozen visual prompt encoder keeps weights of its own.
         text_names: names on which lite's trained text residual stands.
         weights: tag or path of the encoder's pretrained weights; None: the encoder's own default; "random": none.
         matching: how prompts are compared with a photo, when testing.
+        rejection: which categories of a long list are given up early, when testing: by the auxiliary heads before each
+            decoder stage; in a model without them by F_c, in place of `decode_classes`.
     """
 
     encoder: EncoderName = "base"
@@ -80,10 +86,18 @@ class ModelConfig(Loadable):
     mirrored_scales: tuple[float, ...] = ()
     refine: bool = True
     decode_classes: int | None = None
+    presence: float = 0.0
     tune_encoder: bool = True
     text_names: int = 0
     weights: str | None = None
     matching: Matching = field(default_factory=Matching)
+    rejection: Rejection = field(default_factory=Rejection)
+
+    def __post_init__(self) -> None:
+        if not self.presence >= 0:
+            raise ConfigError(f"presence {self.presence} is out of range; give a number from 0 on")
+        if self.presence and self.resize_scores:
+            raise ConfigError("presence does not go with resize_scores; leave one of the two out")
 
 
 @dataclass(frozen=True)

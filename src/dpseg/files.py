@@ -20,7 +20,7 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _output_error(folder, error) from error
+        raise output_error(folder, error) from error
     return folder
 
 
@@ -37,14 +37,15 @@ def write_atomically(path: str | Path, data: bytes) -> Path:
             file.write(data)
         temporary.replace(path)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Says why a file or folder cannot be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space or choose another folder")
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder")

@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
 _ENDINGS = ", ".join(sorted(SUFFIXES))
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _FLOAT_TOLERANCE = 1e-3  # resampling overshoots a little
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,7 +39,8 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what undoes it
+}
+"""EXIF orientation -> what undoes it."""
 
 
 def load_image(source: ImageLike) -> Image.Image:
@@ -57,7 +58,7 @@ def load_image(source: ImageLike) -> Image.Image:
             `MAX_PIXELS`; the shape or the values are none of those above.
     """
     if isinstance(source, str | Path):
-        return _to_rgb(_open(Path(source)), str(source))
+        return _to_rgb(open_image(source), str(source))
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "")) or "the PIL image"
         _check_size(source.size, name)
@@ -92,7 +93,7 @@ def read_mask(source: str | Path | Image.Image) -> npt.NDArray[Any]:
         ImageError: As `load_image`; or the picture has colours.
     """
     name = str(getattr(source, "filename", "") or "the PIL image") if isinstance(source, Image.Image) else str(source)
-    mask = _decode(source, name) if isinstance(source, Image.Image) else _open(Path(source))
+    mask = _decode(source, name) if isinstance(source, Image.Image) else open_image(source)
     if mask.mode in ("P", "L"):
         return np.array(mask)
     if mask.mode == "1":
@@ -152,10 +153,19 @@ def _pictures_below(path: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _open(path: Path) -> Image.Image:
-    """Opens and decodes a file; the size is checked in between."""
+def open_image(source: str | Path, limit: int | None = None) -> Image.Image:
+    """Opens and decodes a file in its own colour mode, turned as its EXIF orientation says.
+
+    Args:
+        source: a path.
+        limit: so many pixels at most, beside Pillow's own limit; None: `MAX_PIXELS`.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    path = Path(source)
     with warnings.catch_warnings():
-        # What Pillow warns of either ends as an ImageError below or does not matter; the limit is MAX_PIXELS.
+        # What Pillow warns of either ends as an ImageError below or does not matter; the limit is ours.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             size = path.stat().st_size
@@ -165,14 +175,15 @@ def _open(path: Path) -> Image.Image:
         except IsADirectoryError as error:
             raise ImageError(f"{path}: is a folder; name a picture in it") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{path}: far above the limit of {MAX_PIXELS:,} pixels; make it smaller first") from error
+            most, advice = _most(limit)
+            raise ImageError(f"{path}: far above the limit of {most:,} pixels; {advice}") from error
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise ImageError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
             what = "not a picture, or damaged from its start" if size else "the file is empty"
             raise ImageError(f"{path}: {what}; copy it again, or save it as JPEG or PNG") from error
         with image:
-            _check_size(image.size, str(path))
+            _check_size(image.size, str(path), limit)
             return _decode(image, str(path))
 
 
@@ -183,7 +194,7 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     except Exception as error:  # Pillow's readers raise some ten kinds for a damaged file
         raise ImageError(f"{name}: truncated or damaged ({_one_line(error)}); copy or save it again") from error
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data is no reason to refuse the picture
         turn = None
     copy = image.copy() if turn is None else image.transpose(turn)
@@ -191,14 +202,19 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return copy
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    width, height = size
+def _check_size(size: tuple[int, int], name: str, limit: int | None = None) -> None:
+    (width, height), (most, advice) = size, _most(limit)
     if width < 1 or height < 1:
         raise ImageError(f"{name}: {width} x {height} pixels; both sides must be at least 1")
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"{name}: {width} x {height} = {width * height:,} pixels, the limit is {MAX_PIXELS:,}; make it smaller",
-        )
+    if width * height > most:
+        raise ImageError(f"{name}: {width} x {height} = {width * height:,} pixels, the limit is {most:,}; {advice}")
+
+
+def _most(limit: int | None) -> tuple[int, str]:
+    """Returns how many pixels a picture may have, and what to do with a larger one."""
+    if limit is None:
+        return MAX_PIXELS, "segment it in tiles (dpseg predict --tile 1024), or make it smaller"
+    return limit, "save it as a TIFF, which is read by windows"
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -15,6 +15,7 @@ from dpseg.matching import Matching
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.sed import SED_MODELS
 from dpseg.prompts.bank import Bank
+from dpseg.rejection import Rejection
 
 MODELS = {
     "dpseg-lite": "ships with dpseg: EfficientNet-Lite0 and MiniLM, made for CPUs",
@@ -39,12 +40,15 @@ _BANK = "bank.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def load_pretrained(name_or_path: str | Path, matching: Matching | None = None) -> tuple[DPSeg, Bank | None]:
+def load_pretrained(
+    name_or_path: str | Path, matching: Matching | None = None, rejection: Rejection | None = None
+) -> tuple[DPSeg, Bank | None]:
     """Loads a model and, where there is one beside it, its bank, onto the CPU.
 
     Args:
         name_or_path: a key of `MODELS`, a folder that `DPSeg.save_pretrained` wrote, or "user/model" on the hub.
         matching: how it compares prompts with a photo; None: as its config says.
+        rejection: which classes of a long list it gives up, in place of its `decode_classes`; None: as its config says.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -54,6 +58,8 @@ def load_pretrained(name_or_path: str | Path, matching: Matching | None = None) 
     model, bank = _load(name_or_path)
     if matching is not None:
         model.config = replace(model.config, matching=matching)
+    if rejection is not None:
+        model.config = replace(model.config, rejection=rejection, decode_classes=None)
     return model, bank
 
 
@@ -76,9 +82,10 @@ def _load(name_or_path: str | Path) -> tuple[DPSeg, Bank | None]:
 def untrained(model: DPSeg) -> DPSeg:
     """Returns what the model was before training: the plain cosine with R of its encoder, as logits.
 
-    What the encoder was fitted with, its buffers, is kept; everything that a gradient moves starts again.
+    What the encoder was fitted with, its buffers, is kept; everything that a gradient moves starts again. Labels are
+    those of the cosine alone, without the config's `presence`.
     """
-    fresh = DPSeg(replace(model.config, logit_scale=model.config.logit_scale or UNTRAINED_SCALE))
+    fresh = DPSeg(replace(model.config, logit_scale=model.config.logit_scale or UNTRAINED_SCALE, presence=0.0))
     fitted = dict(model.named_buffers())
     for name, buffer in fresh.named_buffers():
         buffer.copy_(fitted[name])

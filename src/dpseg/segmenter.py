@@ -32,6 +32,7 @@ from dpseg.prompts.banks import PictureBank, check_encoder, feature_bank, open_b
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.refine import find_regions, prompts_of
 from dpseg.refine import refine as refine_prompts
+from dpseg.rejection import Rejection
 from dpseg.result import Segmentation
 from dpseg.scene import Scene
 
@@ -82,6 +83,7 @@ class Segmenter:
         store: str | Path | None = None,
         feature_prompts: FeaturePrompts = "blend",
         matching: Matching | None = None,
+        rejection: Rejection | None = None,
     ) -> Self:
         """Loads a model and its bank.
 
@@ -91,6 +93,7 @@ class Segmenter:
             store: folder or file of a bank of one's own, which is asked first.
             feature_prompts: what classes that have only words get from the banks, see `FeaturePrompts`.
             matching: how prompts are compared with a photo, e.g. `MATCHINGS["alike"]`; None: as the config says.
+            rejection: which classes of a long list are given up early; None: as the config says.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -98,7 +101,7 @@ class Segmenter:
             ConfigError: there is no such device.
         """
         place = pick_device(device)
-        model, bank = load_pretrained(name_or_path, matching)
+        model, bank = load_pretrained(name_or_path, matching, rejection)
         return cls(model.to(place), bank, None, None, None if store is None else open_bank(store), feature_prompts)
 
     @property
@@ -253,7 +256,7 @@ class Segmenter:
             used = refine_prompts(self.model, encoded, prompts, regions, self.refinement)
             for number, mine in enumerate(used):
                 if mine is not prompts:
-                    found[number] = self._look(encoded[number], mine, background)  # Inference II
+                    found[number] = self._look(encoded[number], mine, background, found[number])  # Inference II
         return [
             Segmentation.of(one, prompts.names, photo.image, photo.source, mine.sources)
             for photo, one, mine in zip(encoded.photos, found, used, strict=True)
@@ -275,9 +278,11 @@ class Segmenter:
             scene.add(prompts_of(self.model.encoder, encoded, used.names, [regions], self.refinement)[0])
         return Segmentation.of(found, used.names, photo.image, photo.source, used.sources)
 
-    def _look(self, encoded: Encoded, prompts: PromptSet, background: float | None) -> Decoded:
-        image = encoded.photos[0].image
-        return self.model.decode_photo(encoded.pyramid, prompts.embeddings, (image.height, image.width), background)
+    def _look(
+        self, encoded: Encoded, prompts: PromptSet, background: float | None, before: Decoded | None = None
+    ) -> Decoded:
+        size = encoded.photos[0].image.height, encoded.photos[0].image.width
+        return self.model.decode_photo(encoded.pyramid, prompts.embeddings, size, background, before)
 
     @torch.inference_mode()
     def _encode(self, photos: Sequence[Photo]) -> Encoded:

@@ -19,6 +19,7 @@ from dpseg.config import EvalConfig, PromptKind
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.files import write_atomically
 from dpseg.matching import Matching
+from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
     from dpseg.evaluation.plan import Plan
@@ -42,6 +43,7 @@ class EvaluateOptions:
         model: name, folder or hub id.
         untrained: measure what the model was before training, the plain cosine.
         matching: how prompts are compared with a photo; None: as the model's config says.
+        rejection: which classes of a long list are given up early; None: as the model's config says.
         device: None: CUDA where there is a GPU.
         out: a file that ends in .json, or the folder of the report and of the counts; None: nothing is written.
         sets: more data sets, each a section of the report.
@@ -59,6 +61,7 @@ class EvaluateOptions:
     model: str = "dpseg-lite"
     untrained: bool = False
     matching: Matching | None = None
+    rejection: Rejection | None = None
     device: str | None = None
     out: Path | None = None
     sets: tuple[str, ...] = ()
@@ -211,7 +214,7 @@ def _measure(
     from dpseg.evaluation.evaluate import encode_prompts, make_report
     from dpseg.evaluation.workers import Job, ModelSource
 
-    source = ModelSource(options.model, options.device, options.untrained, options.matching)
+    source = ModelSource(options.model, options.device, options.untrained, options.matching, options.rejection)
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
         segmenter: Segmenter | None = source.load()
     assert segmenter is not None

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dpseg.errors import ConfigError
+
 DEFAULT_BACKGROUND = 0.5
 """The threshold of `--background auto`: below it the model holds a class for less likely than not."""
 
@@ -54,6 +56,20 @@ Match = Annotated[
     typer.Option(
         metavar="plain|alike",
         help="How pictures are compared with a photo; alike: for classes that look alike, few things in a photo.",
+    ),
+]
+MaxClasses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|all",
+        help="Of a list with more than N classes, decode only the N likeliest of each photo: faster, and the others are"
+        " not found. all: decode every class. Default: as suits the model.",
+    ),
+]
+KeepTop = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="With --max-classes: of those, only the ones among the N likeliest somewhere in the photo."
     ),
 ]
 Vocabularies = Annotated[
@@ -150,6 +166,23 @@ BatchSize = Annotated[
 Size = Annotated[
     int | None, typer.Option(help="Input size in pixels. Default: the model's own.", rich_help_panel=MODEL)
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Large photos: cut them in overlapping squares of that side, each seen at the input size. A TIFF is read"
+        " by windows; the labels are a TIFF.",
+        rich_help_panel=MODEL,
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of a tile's side that its neighbour covers too, 0 to 0.5. Default: 0.25.",
+        rich_help_panel=MODEL,
+    ),
+]
 
 DataSets = Annotated[
     str | None,
@@ -170,3 +203,24 @@ Processes = Annotated[int, typer.Option(help="So many share the photos.")]
 Threads = Annotated[int | None, typer.Option(help="Of each process. Default: the cores are shared out.")]
 Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Count only the I-th of N parts, on one of N machines.")]
 Block = Annotated[int, typer.Option(help="Photos that are counted before their counts are written.")]
+
+
+def read_background(text: str | None) -> float | None:
+    """Reads the value of --background: a number from 0 to 1, or auto; None: it was not given.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return None
+    if text.strip().lower() == "auto":
+        return DEFAULT_BACKGROUND
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            f"background {text!r} is no threshold; give a number from 0 to 1, or auto ({DEFAULT_BACKGROUND})"
+        )
+    return value

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
 
+from dpseg.commands.found import print_found
 from dpseg.commands.places import check_writable, output_places, without_results
+from dpseg.commands.predict_tiles import check_tiles, predict_tiles
 from dpseg.commands.progress import progress
 from dpseg.commands.prompts_input import check_classes, load_classes
 from dpseg.commands.reference_sets import RefsOptions
@@ -20,15 +20,13 @@ from dpseg.commands.refinement import Refinement
 from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.images import find_images
+from dpseg.large.grid import Tiling
 from dpseg.matching import Matching
+from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
     from dpseg.prompts.prompt_set import PromptSet
-    from dpseg.result import Segmentation
     from dpseg.segmenter import Segmenter
-
-ROWS = 12
-"""So many classes of a photo are listed, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,12 @@ class PredictOptions:
         store: folder or file of a bank of the user's own.
         feature_prompts: what words without pictures get from the banks.
         matching: how prompts are compared with a photo; None: as the model's config says.
+        rejection: which classes of a long list are given up early; None: as the model's config says.
         background: threshold in [0, 1]; None: no pixel is "none".
         device: None: CUDA where there is a GPU.
         batch_size: photos at a time; None: as suits the device.
         size: encoder's input size in pixels; None: the model's own.
+        tiling: cut photos in tiles; None: each is looked at as a whole.
     """
 
     photos: tuple[str, ...]
@@ -72,10 +72,12 @@ class PredictOptions:
     store: Path | None = None
     feature_prompts: FeaturePrompts = "blend"
     matching: Matching | None = None
+    rejection: Rejection | None = None
     background: float | None = None
     device: str | None = None
     batch_size: int | None = None
     size: int | None = None
+    tiling: Tiling | None = None
 
 
 def predict(options: PredictOptions, console: Console, errors: Console) -> int:
@@ -97,6 +99,8 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     for name in options.formats:
         if name not in FORMATS:
             raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
+    if options.tiling is not None:
+        check_tiles(options.formats, options.refine.refine)
     check_classes(options)
     photos = without_results(find_images(options.photos), options.photos, options.out)
     check_writable(options.out)
@@ -106,7 +110,7 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
         raise ConfigError(
             f"--bank {options.store} gives words pictures, and --feature-prompts off takes none; leave out one of them"
         )
-    loaded = load_classes(options, errors, options.store, options.feature_prompts, options.matching)
+    loaded = load_classes(options, errors, options.store, options.feature_prompts, options.matching, options.rejection)
     segmenter, prompts = loaded.segmenter, loaded.prompts
     segmenter.refinement = options.refine.config
     if options.save_prompts is not None:
@@ -126,8 +130,14 @@ def _run(
     errors: Console,
 ) -> list[DPSegError]:
     """Segments and saves photo after photo; returns the errors of those that cannot be read."""
-    failed: list[DPSegError] = []
+    from dpseg.large.segment import TileOptions
+
     places = output_places(photos)
+    if options.tiling is not None:
+        tiles = TileOptions(options.tiling, options.background, options.size, options.batch_size)
+        targets = {photo: (options.out / folder, stem) for photo, (folder, stem) in places.items()}
+        return predict_tiles(segmenter, prompts, targets, tiles, options.formats, console, errors)
+    failed: list[DPSegError] = []
     results = segmenter.stream(
         photos,
         prompts,
@@ -146,26 +156,10 @@ def _run(
             else:
                 folder, stem = places[photo]
                 result.save(options.out / folder, stem, options.formats)
-                _print_found(f"{count}{photo}", result, console)
+                height, width = result.labels.shape
+                print_found(f"{count}{photo}", (width, height), result.areas, result.confidences, console)
             advance()
     return failed
-
-
-def _print_found(title: str, result: Segmentation, console: Console) -> None:
-    """Prints a photo's name and size, and what was found: name, share of the photo, confidence."""
-    height, width = result.labels.shape
-    console.print(f"[bold]{escape(title)}[/]  [dim]{width} x {height}[/]", soft_wrap=True)
-    rows = [(name, area, result.confidences[name]) for name, area in result.areas.items()]
-    shown = rows[:ROWS]
-    column = max([cell_len(name) for name, _, _ in shown] + [len("none")])
-    for name, area, confidence in shown:
-        padding = " " * (column - cell_len(name))
-        console.print(f"  {escape(name)}{padding}  {area:6.1%}  [dim]confidence[/] {confidence:.2f}", soft_wrap=True)
-    if len(rows) > ROWS:
-        console.print(f"  and {len(rows) - ROWS} more, together {sum(area for _, area, _ in rows[ROWS:]):.1%}")
-    none = 1 - sum(result.areas.values())
-    if none > 1e-4:
-        console.print(f"  [dim]{'none':<{column}}  {none:6.1%}[/]")
 
 
 def _summary(

@@ -126,9 +126,11 @@ def _table(candidates: Sequence[Candidate]) -> Table:
     again = candidates[0].first is not None
     scales = list(candidates[0].cosines)[3:]
     headings = ["class", "logit", *(["before"] if again else []), "cosine", "decoder"]
+    headings += ["presence"] if any(one.presence for one in candidates) else []
     table = column_table(*headings, "words", "pictures", "both", *scales)
     for one in candidates:
         numbers = [one.logit, *([one.first] if again else []), one.baseline, one.decoder]
+        numbers += [one.presence] if "presence" in headings else []
         cosines = [one.cosines[name] for name in one.cosines]
         table.add_row(Text(one.name), *(_number(value, 1) for value in numbers), *map(_number, cosines))
     return table

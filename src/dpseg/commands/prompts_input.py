@@ -14,6 +14,7 @@ from dpseg.commands.reference_sets import References, RefsOptions, check_refs, o
 from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, PromptError, did_you_mean
 from dpseg.matching import Matching
+from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
     from dpseg.prompts.prompt_set import PromptSet
@@ -147,6 +148,7 @@ def load_classes(
     store: Path | None = None,
     feature_prompts: FeaturePrompts = "blend",
     matching: Matching | None = None,
+    rejection: Rejection | None = None,
 ) -> LoadedClasses:
     """Loads the model and encodes the classes.
 
@@ -156,6 +158,7 @@ def load_classes(
         store: folder or file of a bank of the user's own, which is asked before the model's.
         feature_prompts: what words without pictures get from the banks.
         matching: how prompts are compared with a photo; None: as the model's config says.
+        rejection: which classes of a long list are given up early; None: as the model's config says.
 
     Raises:
         DPSegError: the user's mistake.
@@ -170,7 +173,9 @@ def load_classes(
     sets = open_sets(options.refs)
     saved = PromptSet.load(options.prompts) if options.prompts is not None else None
     with _status(errors, f"Loading {options.model}"):
-        segmenter = Segmenter.from_pretrained(options.model, options.device, store, feature_prompts, matching)
+        segmenter = Segmenter.from_pretrained(
+            options.model, options.device, store, feature_prompts, matching, rejection
+        )
     if not options.bank:
         segmenter.bank = None
     if saved is not None:

@@ -31,7 +31,7 @@ class ServeOptions:
 
     Attributes:
         settings: limits of the server.
-        api: the HTTP API.
+        api: the HTTP API alone, without the page.
         host: address to listen on.
         port: 0: any that is free.
         grace: seconds for requests in work when the server is stopped; None: as long as they need.
@@ -42,7 +42,7 @@ class ServeOptions:
     """
 
     settings: ServeSettings
-    api: bool = True
+    api: bool = False
     host: str = "127.0.0.1"
     port: int = 7860
     grace: float | None = None
@@ -66,8 +66,6 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> int:
     Raises:
         DPSegError: the user's mistake.
     """
-    if not options.api:
-        raise ConfigError("there is no page yet; add --api for the HTTP API")
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -75,15 +73,16 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> int:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(f"serve needs the package {error.name}; pip install 'dpseg[serve]'") from error
+    if not options.api:
+        _need_page()
     with listen(options.host, options.port) as listening:
         app = _application(options, errors)
         host, port = listening.getsockname()[:2]
         if options.settings.token is None and options.host not in _LOCAL:
             errors.print("No token is set: whoever reaches this address can use the model.", soft_wrap=True)
         shown = f"[{host}]" if ":" in host else host
-        console.print(
-            f"Listening on http://{shown}:{port}; /openapi.json describes the API", markup=False, soft_wrap=True
-        )
+        what = "/openapi.json describes the API" if options.api else "open it in a browser, Ctrl-C ends it"
+        console.print(f"Listening on http://{shown}:{port}; {what}", markup=False, soft_wrap=True)
         _run(app, listening, options.grace)
     return 0
 
@@ -112,7 +111,21 @@ def _application(options: ServeOptions, errors: Console) -> FastAPI:
         segmenter = Segmenter.from_pretrained(options.model, options.device, options.store)
     if not options.bank:
         segmenter.bank = None
-    return create_app(options.settings, segmenter)
+    app = create_app(options.settings, segmenter)
+    if options.api:
+        return app
+    from dpseg.serving.page.mount import mount_page
+
+    return mount_page(app)
+
+
+def _need_page() -> None:
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the page needs the package {error.name}; pip install 'dpseg[page]', or add --api for the API alone"
+        ) from error
 
 
 def _run(app: FastAPI, listening: socket.socket, grace: float | None) -> None:
@@ -128,10 +141,17 @@ def _run(app: FastAPI, listening: socket.socket, grace: float | None) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=None if grace is None else math.ceil(grace),
     )
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if (end := getattr(app.state, "end_streams", None)) is not None:
+                end()  # an open page holds a connection, for which uvicorn would wait
+            await super().shutdown(sockets)
+
     # uvicorn sends itself the signal again once it has finished, which would end the program with that signal.
     before = {number: signal.signal(number, lambda number, frame: None) for number in _STOPS}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

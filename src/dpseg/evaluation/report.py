@@ -11,7 +11,7 @@ import numpy as np
 from dpseg.evaluation.metrics import ConfusionMatrix
 from dpseg.evaluation.paper import BENCHMARKS, common_table
 from dpseg.evaluation.plan import Plan
-from dpseg.evaluation.sheets import draw_sheet, extreme_photos
+from dpseg.evaluation.sheets import draw_sheet, ranked_photos
 from dpseg.evaluation.sizes import SIZES
 from dpseg.evaluation.table import Report, Row, markdown_line, percent
 from dpseg.files import make_folder, write_atomically
@@ -101,7 +101,8 @@ def _write_pictures(folder: Path, plan: Plan, report: Report, segmenter: Segment
     if flows:
         title = f"Largest mistakes, truth → prediction: {what}"
         pictures["Largest mistakes"] = confusion_bars(flows, title)
-    for title, photos in zip(("Best photos", "Worst photos"), extreme_photos(row, SHEET_PHOTOS), strict=True):
+    titles = ("Best photos", "Median photos", "Worst photos")
+    for title, photos in zip(titles, ranked_photos(row, SHEET_PHOTOS), strict=True):
         if photos:
             pictures[title] = draw_sheet(segmenter, plan, row, photos)
     files = {}

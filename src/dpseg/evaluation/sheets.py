@@ -24,22 +24,24 @@ _PAPER, _INK = (250, 250, 248), (28, 28, 32)
 _RIGHT, _WRONG = (90, 140, 210), (235, 110, 20)
 
 
-def extreme_photos(row: Row, count: int) -> tuple[list[int], list[int]]:
-    """Returns the photos of which the largest and the smallest share of the counted pixels is right.
+def ranked_photos(row: Row, count: int) -> tuple[list[int], list[int], list[int]]:
+    """Returns the photos of which the largest, a middling and the smallest share of the counted pixels is right.
 
     Args:
         row: of the table.
-        count: so many of each at most, 1 or more; with few photos there are fewer, so that none is in both.
+        count: so many of each at most, 1 or more; with few photos there are fewer, so that none is in two.
 
     Returns:
-        Indices in the data set: best first, and worst first.
+        Indices in the data set: best first; those around the median, best first; and worst first.
     """
     counted = row.tally.photos[row.tally.photos[:, 1] > 0]
     share = counted[:, 2] / counted[:, 1]
     order = counted[np.argsort(-share, kind="stable"), 0].tolist()
     best = order[: min(count, (len(order) + 1) // 2)]
     worst = order[::-1][: min(count, len(order) // 2)]
-    return best, worst
+    between = order[len(best) : len(order) - len(worst)]
+    first = max(0, (len(between) - count) // 2)
+    return best, between[first : first + count], worst
 
 
 def draw_sheet(segmenter: Segmenter, plan: Plan, row: Row, photos: Sequence[int]) -> bytes:

@@ -19,6 +19,7 @@ from dpseg.evaluation.plan import Plan
 from dpseg.matching import Matching
 from dpseg.memory import release_free_memory
 from dpseg.pretrained import untrained
+from dpseg.rejection import Rejection
 from dpseg.segmenter import Segmenter
 
 
@@ -31,12 +32,14 @@ class ModelSource:
         device: None: a GPU where there is one; processes take several in turn.
         untrained: what it was before training, the plain cosine.
         matching: how prompts are compared with a photo; None: as the model's config says.
+        rejection: which classes of a long list are given up early; None: as the model's config says.
     """
 
     name: str
     device: str | None = None
     untrained: bool = False
     matching: Matching | None = None
+    rejection: Rejection | None = None
 
     def load(self, rank: int = 0) -> Segmenter:
         """Loads the model.
@@ -52,7 +55,7 @@ class ModelSource:
         device = self.device
         if device is None and torch.cuda.device_count() > 1:
             device = f"cuda:{rank % torch.cuda.device_count()}"
-        segmenter = Segmenter.from_pretrained(self.name, device, matching=self.matching)
+        segmenter = Segmenter.from_pretrained(self.name, device, matching=self.matching, rejection=self.rejection)
         if self.untrained:
             segmenter = Segmenter(untrained(segmenter.model).to(segmenter.device), segmenter.bank)
         return segmenter

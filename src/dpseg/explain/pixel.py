@@ -44,7 +44,7 @@ class Candidate:
     Attributes:
         name: its name.
         sources: where its prompts come from, as in `PromptSet.sources`.
-        logit: what decides.
+        logit: its score is the sigmoid of it.
         baseline: the part of it that is a scaled cosine, see `model.dpseg.Baseline`; None: the model has none.
         decoder: the rest, the decoder's.
         first: the logit of Inference I; None: there was no second.
@@ -52,6 +52,7 @@ class Candidate:
             scale that the decoder reads.
         picture: of its references.
         bank: names of the banks of which its pictures were made.
+        presence: what the logit gains when classes compete, see `model.class_logits.presence_shift`.
     """
 
     name: str
@@ -63,6 +64,12 @@ class Candidate:
     cosines: dict[str, float | None]
     picture: Nearest | None
     bank: tuple[Share, ...]
+    presence: float = 0.0
+
+    @property
+    def rank(self) -> float:
+        """What decides: the logit, and what it gains."""
+        return self.logit + self.presence
 
     @property
     def score(self) -> float:
@@ -86,8 +93,8 @@ class PixelReport:
 
     @property
     def margin(self) -> float | None:
-        """By how much the best logit exceeds the second; None where there is one class only."""
-        return self.candidates[0].logit - self.candidates[1].logit if len(self.candidates) > 1 else None
+        """By how much the best class leads; None where there is one class only."""
+        return self.candidates[0].rank - self.candidates[1].rank if len(self.candidates) > 1 else None
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values."""
@@ -101,6 +108,7 @@ class PixelReport:
                     "name": one.name,
                     "prompts": list(one.sources),
                     "logit": one.logit,
+                    "presence": one.presence,
                     "score": one.score,
                     "baseline": one.baseline,
                     "decoder": one.decoder,
@@ -186,6 +194,7 @@ def explain_pixels(
                     cosines={name: _number(values[row]) for name, values in cosines.items()},
                     picture=_nearest(origins.pictures.get(names[row], ()), dense) if "reference" in sources else None,
                     bank=origins.bank.get(names[row], ()) if {"bank", "regressed"} & {*sources} else (),
+                    presence=float(found.presence[k]),
                 )
             )
         reports.append(PixelReport(point, tuple(candidates), summarise(candidates)))
@@ -220,7 +229,9 @@ def summarise(candidates: Sequence[Candidate]) -> str:
     deciding = ""
     if winner.baseline is not None and other.baseline is not None and winner.baseline <= other.baseline:
         deciding = f"; by the plain cosine it would be {other.name!r}, the decoder turns it"
-    margin = winner.logit - other.logit
+    if winner.logit < other.logit:
+        deciding = f"; by the logits it would be {other.name!r}, of which less of the photo is seen"
+    margin = winner.rank - other.rank
     by = f"{margin:.1f}" if margin >= 1 else f"{margin:.2f}"
     return f"{winner.name!r} wins over {other.name!r} by {by}: {why}{deciding}."
 

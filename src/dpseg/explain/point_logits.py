@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpseg.model.blocks import resize_to
-from dpseg.model.class_logits import UNDECODED
+from dpseg.model.class_logits import UNDECODED, ClassLogits, lead, presence_shift
 from dpseg.model.cost_volume import dual_cost_volume
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
@@ -26,13 +26,16 @@ class PointLogits:
 
     Attributes:
         logits: (P, K) of P pixels; `UNDECODED` for classes that were not decoded.
-        ranks: (P, K), by which a pixel's class is chosen: the same, or scores where the model resizes those.
-        best: (h, w), the largest logit of all classes.
-        leaders: (h, w) int64, whose it is.
+        ranks: (P, K), by which a pixel's class is chosen: the same with `presence`, or scores where the model resizes
+            those.
+        presence: (K,), what each class gains by how much of the photo seems to show it; 0 where the config has none.
+        best: (h, w), the logit of the class that leads.
+        leaders: (h, w) int64, which that is.
     """
 
     logits: Tensor
     ranks: Tensor
+    presence: Tensor
     best: Tensor
     leaders: Tensor
 
@@ -51,19 +54,24 @@ def decode_at(
     """
     logits = torch.full((len(points), len(prompts)), UNDECODED)
     ranks, best, leaders = logits.clone(), torch.empty(0), torch.empty(0)
-    for block in model.decode_blocks(pyramid, prompts.embeddings):
+    blocks: Iterable[ClassLogits] = model.decode_blocks(pyramid, prompts.embeddings)
+    presence = torch.zeros(len(prompts))
+    if model.config.presence:
+        blocks = list(blocks)
+        presence = presence_shift(blocks, len(prompts), model.config.presence).cpu()
+    for block in blocks:
         some, classes = block.logits.float().cpu(), block.classes.cpu()
         for number, point in enumerate(points):
             logits[number, classes] = sample(some, point, size)
             shown = some.sigmoid() if model.config.resize_scores else some  # what labels are made of
-            ranks[number, classes] = sample(shown, point, size)
-        top, index = some.max(dim=0)
+            ranks[number, classes] = sample(shown, point, size) + presence[classes]
+        top, index = lead(some, presence[classes])
         if not best.numel():
             best, leaders = top, classes[index]
         else:
-            leaders = torch.where(top > best, classes[index], leaders)
-            best = torch.maximum(best, top)
-    return PointLogits(logits, ranks, best, leaders)
+            larger = top + presence[classes[index]] > best + presence[leaders]
+            best, leaders = top.where(larger, best), classes[index].where(larger, leaders)
+    return PointLogits(logits, ranks, presence, best, leaders)
 
 
 def baseline_map(model: DPSeg, pyramid: Pyramid, prompts: PromptSet, size: torch.Size) -> Tensor | None:

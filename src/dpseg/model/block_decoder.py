@@ -3,24 +3,30 @@
 `Decoder.forward` is the definition, and what is trained; this is the same function of the same weights. Attention
 couples all classes, but only by sums: a stage goes over all classes once for the sums and once more for the results.
 What goes into the second pass is kept as far as a bound on memory allows, and computed again beyond it.
+
+With a `Rejection` it is no longer the same function: before each stage, the decoder's auxiliary heads say which classes
+go on (SED's idea), and the sums from there on are those of the classes that are left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpseg.config import Fusion
-from dpseg.model.cost_guidance import CostGuidance
+from dpseg.model.cost_guidance import Classes, CostGuidance
 from dpseg.model.cost_volume import prompt_rows
 from dpseg.model.decoder import Decoder, DecoderStage
 from dpseg.model.encoders import Pyramid
+from dpseg.model.rejection import Survivors
 from dpseg.model.stage_run import CACHED, UNCACHED, StageRun
 from dpseg.model.template_embedding import template_embedding, unit_vectors
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.rejection import Rejection
 
 BLOCK = 8
 """Classes a block on a CPU; with fewer, the small products of the attention do not pay."""
@@ -35,6 +41,23 @@ fit is computed again, from the stage that is kept; with nothing kept, decoding 
 _AT_ONCE = 256  # classes whose cosines are compared at a time
 
 
+@dataclass
+class _Block:
+    """Some classes, and what is kept of their way through the decoder.
+
+    Attributes:
+        classes: k of the K classes.
+        stage: whose input is kept.
+        x: that input, (k, C, H, W); None: nothing is kept.
+        entering: it has not been through the stage's `spatial` yet.
+    """
+
+    classes: Classes
+    stage: int = 0
+    x: Tensor | None = None
+    entering: bool = False
+
+
 class BlockDecoder:
     """One image's decoding, prepared; iterating, which can be done once, gives (classes, logits (k, h, w)) in order."""
 
@@ -46,6 +69,7 @@ class BlockDecoder:
         prompts: PromptEmbeddings,
         block: int | None = None,
         kept_bytes: int | None = None,
+        rejection: Rejection | None = None,
     ) -> None:
         """Computes what is the same for all classes.
 
@@ -56,6 +80,7 @@ class BlockDecoder:
             prompts: of K classes, without a batch dimension.
             block: classes a block; None: what suits the device.
             kept_bytes: None: `KEPT_BYTES`.
+            rejection: gives up classes, in a decoder that has auxiliary heads; None: all are decoded.
         """
         weight = decoder.embed.weight
         on_cpu = weight.device.type == "cpu"
@@ -64,7 +89,9 @@ class BlockDecoder:
         self.count = len(prompts.text)
         self.block = block or (BLOCK if on_cpu else GPU_BLOCK)
         self.kept_bytes = KEPT_BYTES if kept_bytes is None else kept_bytes
-        self._kept: dict[int, tuple[int, Tensor]] = {}  # by a block's first class: a stage, and its input
+        self.rejection, self.heads = rejection, decoder.auxiliary
+        self.blocks = [_Block(slice(a, min(a + self.block, self.count))) for a in range(0, self.count, self.block)]
+        self._prepared = False
         self.guidance = CostGuidance(decoder, pyramid, prompts, cached)
         self.dense = self.guidance.dense
         self.embed = template_embedding(decoder.embed, self.dense)
@@ -76,60 +103,111 @@ class BlockDecoder:
             self.runs.append(StageRun(stage, image, size, self.count, cached))
             size = image.shape[-2:]
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        blocks = [slice(a, min(a + self.block, self.count)) for a in range(0, self.count, self.block)]
+    def __iter__(self) -> Iterator[tuple[Classes, Tensor]]:
+        self.prepare()
         last = len(self.runs) - 1
-        for number, run in enumerate(self.runs):
-            for classes in blocks:
-                keep = self._may_keep(number, classes)
-                x = self._input(number, classes, forget=keep)
-                run.add(x)
-                if keep:
-                    self._kept[classes.start] = number, x
-        for classes in blocks:
-            yield classes, _head(self.head, self._output(last, classes, self._input(last, classes, forget=True)))
+        for block in self.blocks:
+            x = self._input(last, block, forget=True)
+            yield block.classes, _head(self.head, self._output(last, block.classes, x))
 
-    def mean_cosines(self, classes: slice) -> Tensor:
+    def prepare(self) -> Tensor:
+        """Goes through all stages for the sums of their attention; iterating does it too.
+
+        Returns:
+            The classes that are left, ascending int64: all, but for rejection.
+        """
+        if not self._prepared:
+            for number, run in enumerate(self.runs):
+                if self.rejection is not None:
+                    self._reject(number, self.rejection)
+                for block in self.blocks:
+                    keep = self._may_keep(number, block)
+                    x = self._input(number, block, forget=keep)
+                    run.add(x)
+                    if keep:
+                        block.stage, block.x = number, x
+            self._prepared = True
+        return self._left()
+
+    def mean_cosines(self, classes: Classes) -> Tensor:
         """Returns F_c of some classes, averaged over its channels, (1, k, 1, H, W), for the baseline."""
         cosines = self._rows(classes).mean(dim=1) @ self.dense.flatten(1)
         return cosines.view(1, -1, 1, *self.dense.shape[1:])
 
-    def _input(self, number: int, classes: slice, forget: bool) -> Tensor:
+    def _input(self, number: int, block: _Block, forget: bool) -> Tensor:
         """Returns what a stage's attention reads of a block, (k, C, H, W).
 
         It starts from what is kept of the block, else from its prompts. The sums of all stages before are complete.
 
         Args:
             number: of the stage.
-            classes: the block.
+            block: some classes.
             forget: what is kept is not needed any more.
         """
-        if classes.start not in self._kept:
-            at, x = 0, self.runs[0].spatial(self.embed(self._rows(classes)))
-        elif forget:
-            at, x = self._kept.pop(classes.start)
+        if block.x is None:
+            at, x = 0, self.runs[0].spatial(self.embed(self._rows(block.classes)))
         else:
-            at, x = self._kept[classes.start]
-            x = x.clone() if at < number else x  # a stage writes over it
+            at, x = block.stage, block.x
+            if block.entering:
+                x, block.entering = self.runs[at].spatial(x), False
+            if forget:
+                block.x = None
+            elif at < number:
+                x = x.clone()  # a stage writes over it
         for before in range(at, number):
-            x = self.runs[before + 1].spatial(self._output(before, classes, x))
+            x = self.runs[before + 1].spatial(self._output(before, block.classes, x))
         return x
 
-    def _output(self, number: int, classes: slice, x: Tensor) -> Tensor:
+    def _output(self, number: int, classes: Classes, x: Tensor) -> Tensor:
         """Runs a stage on what `_input` returned."""
         run = self.runs[number]
         return run.rise(run.mix(x), self.guidance(number, classes, self._rows))
 
-    def _may_keep(self, number: int, classes: slice) -> bool:
+    def _reject(self, number: int, rejection: Rejection) -> None:
+        """Gives up classes by what a stage's auxiliary head says of what enters the stage."""
+        before = self._left()
+        if rejection.max_classes is None or (rejection.keep_top is None and len(before) <= rejection.max_classes):
+            return
+        head, survivors, parts = self.heads[number], Survivors(rejection), list[Tensor]()
+        assert isinstance(head, nn.Conv2d)
+        values = 2 * len(before) * self.runs[number].values  # twice: while blocks are made anew
+        hold = number > 0 and values * head.weight.element_size() <= self.kept_bytes  # embedding again costs little
+        for block in self.blocks:
+            if number == 0:
+                x = self.embed(self._rows(block.classes))
+            else:
+                x = self._output(number - 1, block.classes, self._input(number - 1, block, forget=hold))
+            survivors.add(_indices(block.classes).to(x.device), _head(head, x))
+            parts += [x.permute(0, 2, 3, 1)] if hold else []
+        left = survivors.result()
+        self.blocks = [_Block(part, number) for part in left.split(self.block)]
+        if hold:
+            entering, rows = torch.cat(parts), torch.searchsorted(before.to(left.device), left)
+            for block, mine in zip(self.blocks, rows.split(self.block), strict=True):
+                block.x, block.entering = entering[mine].permute(0, 3, 1, 2), True
+
+    def _left(self) -> Tensor:
+        """Returns the classes of all blocks, ascending int64."""
+        return torch.cat([_indices(block.classes) for block in self.blocks])
+
+    def _may_keep(self, number: int, block: _Block) -> bool:
         """Whether a stage's input of a block fits, in place of what is kept of the block."""
-        others = [kept.numel() for start, (_, kept) in self._kept.items() if start != classes.start]
-        values = sum(others) + (classes.stop - classes.start) * self.runs[number].values
+        values = sum(other.x.numel() for other in self.blocks if other.x is not None and other is not block)
+        values += _length(block.classes) * self.runs[number].values
         fits: bool = values * self.head.weight.element_size() <= self.kept_bytes
         return fits
 
-    def _rows(self, classes: slice) -> Tensor:
+    def _rows(self, classes: Classes) -> Tensor:
         """Returns the prompt rows of some classes, (k, C, D); see `prompt_rows`."""
         return prompt_rows(self.prompts.map(lambda t: t[classes]), self.fusion).float()
+
+
+def _indices(classes: Classes) -> Tensor:
+    return torch.arange(classes.start, classes.stop) if isinstance(classes, slice) else classes
+
+
+def _length(classes: Classes) -> int:
+    return classes.stop - classes.start if isinstance(classes, slice) else len(classes)
 
 
 @torch.no_grad()
@@ -142,13 +220,24 @@ def best_classes(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion, count
         fusion: how T and V meet.
         count: so many, K at most.
     """
-    features = unit_vectors(dense).flatten(1)
-    maxima = []
+    maxima = [cosines.flatten(1).amax(dim=1) for _, cosines in mean_cosines(dense, prompts, fusion)]
+    return torch.cat(maxima).topk(count).indices
+
+
+@torch.no_grad()
+def mean_cosines(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion) -> Iterator[tuple[slice, Tensor]]:
+    """Yields F_c averaged over its channels, some classes at a time: (classes, (k, H, W) in [-1, 1]).
+
+    Args:
+        dense: E of one image, (1, D, H, W).
+        prompts: of K classes, without a batch dimension.
+        fusion: how T and V meet.
+    """
+    features = unit_vectors(dense)
     for start in range(0, len(prompts.text), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         rows = prompt_rows(prompts.map(lambda t, part=part: t[part]), fusion).float()  # type: ignore[misc]
-        maxima.append((rows.mean(dim=1) @ features).amax(dim=1))
-    return torch.cat(maxima).topk(count).indices
+        yield part, (rows.mean(dim=1) @ features.flatten(1)).unflatten(1, features.shape[1:])
 
 
 def _head(head: nn.Conv2d, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ ALL_CLASSES = 1024
 
 KEPT_CLASSES = 256
 """Of many classes, those that lead at most positions."""
+
+_LEAST_SHARE = 1e-4
+"""What a photo shows at least of any class, so that none is ruled out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +45,8 @@ class Decoded:
     Attributes:
         logits: (k, h, w).
         kept: (k,) int64, the classes that they are of, ascending; None: all K in order.
-        best: (h, w), the largest logit of all K classes.
-        leaders: (h, w) int64, whose it is.
+        best: (h, w), the logit of the class that leads.
+        leaders: (h, w) int64, which of all K classes that is.
         labelling: labels at the photo's size.
     """
 
@@ -76,41 +79,85 @@ def all_logits(blocks: Iterable[ClassLogits], count: int) -> Tensor:
     return logits
 
 
-def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap) -> Decoded:
+def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -> Tensor:
+    """Returns what each class's logits gain when classes compete, by how much of the photo seems to show it.
+
+    A photo shows few of many classes, and its own average scores say which: strength * log of a class's mean softmax
+    over the photo (the first step of Saerens, Latinne and Decaestecker, Neural Computation 2002, which adjusts a
+    classifier to new class frequencies; a strength below 1 tempers it).
+
+    Args:
+        blocks: of one image, all classes that were decoded.
+        count: K.
+        strength: 0 or more.
+
+    Returns:
+        (K,), 0 or less; 0 for classes that were not decoded.
+    """
+    logits = torch.cat([block.logits for block in blocks]).float()
+    shares = logits.softmax(dim=0).mean(dim=(1, 2))
+    shift = shares.new_zeros(count)
+    shift[torch.cat([block.classes for block in blocks])] = strength * (shares + _LEAST_SHARE).clamp_max(1).log()
+    return shift
+
+
+def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap, presence: float = 0.0) -> Decoded:
     """Keeps of blocks what is needed later, in memory that does not grow with K above `ALL_CLASSES`.
 
     Args:
         blocks: of one image, one or more.
         count: K.
         labelling: an empty label map.
+        presence: strength of `presence_shift`, for which the logits of all blocks are in memory at once.
     """
+    if presence:
+        blocks = list(blocks)
+        labelling.shift = presence_shift(blocks, count, presence)
     if count <= ALL_CLASSES:
         logits = all_logits(blocks, count)
-        best, leaders = logits.max(dim=0)
+        best, leaders = lead(logits, labelling.shift)
         return Decoded(logits, None, best, leaders, labelling)
-    leading = _Leading()
+    leading = _Leading(labelling.shift)
     for block in blocks:
         labelling.add(block.classes, block.logits)
         leading.add(block)
     return leading.decoded(labelling)
 
 
-class _Leading:
-    """The largest logit at each position, and the logits of the classes that have it at most positions."""
+def lead(logits: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns which class leads at each position, and its logit.
 
-    def __init__(self) -> None:
+    Args:
+        logits: (k, h, w).
+        shift: (k,) or None, what is added to them when classes compete.
+
+    Returns:
+        Logits (h, w), without what was added, and indices (h, w) int64 into the k classes.
+    """
+    if shift is None:
+        best, index = logits.max(dim=0)
+        return best, index
+    best, index = (logits + shift[:, None, None]).max(dim=0)
+    return best - shift[index], index
+
+
+class _Leading:
+    """The logit that leads at each position, and the logits of the classes that lead at most positions."""
+
+    def __init__(self, shift: Tensor | None) -> None:
+        self.shift = shift  # (K,)
         self.best: Tensor | None = None
         self.leaders: Tensor | None = None
         self.kept: list[ClassLogits] = []
 
     def add(self, block: ClassLogits) -> None:
         """Takes a block in."""
-        best, index = block.logits.max(dim=0)
+        best, index = lead(block.logits, None if self.shift is None else self.shift[block.classes])
         leaders = block.classes[index]
         if self.best is None or self.leaders is None:
             self.best, self.leaders = best, leaders
         else:
-            larger = best > self.best
+            larger = self._rank(best, leaders) > self._rank(self.best, self.leaders)
             self.best, self.leaders = best.where(larger, self.best), leaders.where(larger, self.leaders)
         self.kept.append(self._leading(block, 1))
         if sum(len(part.classes) for part in self.kept) > 2 * KEPT_CLASSES:
@@ -123,6 +170,9 @@ class _Leading:
         assert best is not None
         assert leaders is not None
         return Decoded(kept.logits, kept.classes, best, leaders, labelling)
+
+    def _rank(self, best: Tensor, leaders: Tensor) -> Tensor:
+        return best if self.shift is None else best + self.shift[leaders]
 
     def _thin(self) -> None:
         """Puts the parts together and keeps the classes that lead at most positions."""

@@ -14,6 +14,9 @@ from dpseg.model.encoders import Pyramid
 from dpseg.model.template_embedding import unit_vectors
 from dpseg.prompts.prompt_set import PromptEmbeddings
 
+Classes = slice | Tensor
+"""Some of the K classes: a range of them, or (k,) int64 indices."""
+
 
 class CostGuidance:
     """Guides each stage of one image's decoding, as `Decoder.forward` does with whole volumes.
@@ -37,7 +40,7 @@ class CostGuidance:
         self.features = {j: unit_vectors(pyramid.stages[j - 2]).to(dtype) for j in decoder.guided}
         self.sizes = [pyramid.stages[j - 2].shape[-2:] for j in decoder.order]
 
-    def __call__(self, number: int, classes: slice, rows: Callable[[slice], Tensor]) -> Tensor | None:
+    def __call__(self, number: int, classes: Classes, rows: Callable[[Classes], Tensor]) -> Tensor | None:
         """Returns what guides a stage, (k, c, H_j, W_j); (1, ...) where all classes have the same; None: nothing does.
 
         Args:
@@ -61,7 +64,7 @@ class CostGuidance:
         j = decoder.order[number]
         return self._visual(stage, j, classes) if j in decoder.guided else None
 
-    def _visual(self, stage: DecoderStage, j: int, classes: slice) -> Tensor:
+    def _visual(self, stage: DecoderStage, j: int, classes: Classes) -> Tensor:
         """Projects F_v^j."""
         assert isinstance(stage.cost, nn.Sequential)
         conv, features = stage.cost[0], self.features[j]

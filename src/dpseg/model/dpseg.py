@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dpseg.config import ModelConfig
 from dpseg.errors import PromptError
-from dpseg.model.block_decoder import BlockDecoder, best_classes
+from dpseg.model.block_decoder import BlockDecoder, best_classes, mean_cosines
 from dpseg.model.blocks import resize_to
 from dpseg.model.build import build_encoder
 from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, all_logits, collect
+from dpseg.model.cost_guidance import Classes
 from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
 from dpseg.model.decoder import Decoder, EncoderShape
 from dpseg.model.encoders import Encoder, Pyramid
@@ -27,7 +28,9 @@ from dpseg.model.hub import HubModel
 from dpseg.model.label_map import LabelMap
 from dpseg.model.matching import with_whole
 from dpseg.model.preprocess import mirror, scaled_size
+from dpseg.model.rejection import Survivors
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.rejection import Rejection
 
 
 class DPSeg(HubModel):
@@ -77,7 +80,8 @@ class DPSeg(HubModel):
     def decode(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Tensor:
         """Decodes encoded images; the arguments and the result are those of `forward`.
 
-        Without gradients it runs block by block (`decode_blocks`), else as the formulas stand (`decode_plainly`).
+        Without gradients it runs block by block (`decode_blocks`), else as the formulas stand (`decode_plainly`), which
+        takes no notice of the config's `rejection`.
 
         Raises:
             PromptError: The prompts have another number of templates than the model.
@@ -107,32 +111,49 @@ class DPSeg(HubModel):
         logits[rows, best] = some
         return logits
 
-    def decode_blocks(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Iterator[ClassLogits]:
+    def decode_blocks(
+        self, pyramid: Pyramid, prompts: PromptEmbeddings, among: Tensor | None = None
+    ) -> Iterator[ClassLogits]:
         """Decodes one image, some classes at a time, in memory that does not grow with K; only without gradients.
 
         Args:
             pyramid: one encoded image, a batch of one.
             prompts: of K categories, without a batch dimension.
+            among: (n,) int64, only these classes are decoded; None: those that the config's `decode_classes` and
+                `rejection` leave.
 
         Returns:
-            An iterator over blocks, each class in one of them at most; those that `decode_classes` leaves out in none.
+            An iterator over blocks, each class in one of them at most; those that are not decoded in none.
 
         Raises:
             PromptError: The prompts have another number of templates than the model.
         """
         self._check(prompts)
-        limit, chosen = self.config.decode_classes, torch.arange(len(prompts.text), device=prompts.text.device)
-        if limit is not None and len(chosen) > limit:
-            chosen = best_classes(pyramid.dense, prompts, self.config.fusion, limit)
+        rejection = self.config.rejection if among is None else Rejection()
+        within = bool(self.decoder.auxiliary) and rejection.applies(len(prompts.text))  # before each stage, by its head
+        chosen = self._likely(pyramid.dense, prompts) if among is None else among
+        if len(chosen) < len(prompts.text):
             prompts = prompts.map(lambda t: t[chosen])
-        views = [self._blocks(view, prompts) for view in (pyramid, *pyramid.mirrored)]
+        first = BlockDecoder(
+            self.decoder, self.config.fusion, pyramid, prompts, rejection=rejection if within else None
+        )
+        if within and pyramid.mirrored:  # the first view decides for all
+            left = first.prepare()
+            prompts = prompts.map(lambda t: t[left])
+        others = [BlockDecoder(self.decoder, self.config.fusion, view, prompts) for view in pyramid.mirrored]
+        views = [self._blocks(view) for view in (first, *others)]
         for (classes, logits), *mirrored in zip(*views, strict=True):
             for _, other in mirrored:
                 logits += resize_to(other[None].flip(-1), logits.shape[-2:])[0]
             yield ClassLogits(chosen[classes], logits / len(views))
 
     def decode_photo(
-        self, pyramid: Pyramid, prompts: PromptEmbeddings, size: tuple[int, int], background: float | None = None
+        self,
+        pyramid: Pyramid,
+        prompts: PromptEmbeddings,
+        size: tuple[int, int],
+        background: float | None = None,
+        before: Decoded | None = None,
     ) -> Decoded:
         """Decodes one photo to labels, and to the logits of all classes or, of very many, of those that it found.
 
@@ -141,10 +162,13 @@ class DPSeg(HubModel):
             prompts: as `decode_blocks`.
             size: height and width of the photo in pixels.
             background: threshold in [0, 1] below which a pixel's best score means none; None: there is none.
+            before: what Inference I returned, for Inference II; with `rejection` that decodes what I did not give up.
         """
         pyramid = with_whole(pyramid, prompts, self.config.fusion, self.config.matching.whole)
         labelling = LabelMap(size, background, self.config.resize_scores)
-        return collect(self.decode_blocks(pyramid, prompts), len(prompts.text), labelling)
+        count = len(prompts.text)
+        among = decoded_classes(before) if before is not None and self.config.rejection.applies(count) else None
+        return collect(self.decode_blocks(pyramid, prompts, among), count, labelling, self.config.presence)
 
     def decode_with_auxiliary(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Decodes all categories for training, and returns the auxiliary heads' logits too; see `decode`.
@@ -175,12 +199,29 @@ class DPSeg(HubModel):
         visual = visual_cost_volumes(pyramid.stages, prompts, self.decoder.guided)  # F_v^j
         return self._with_baseline(self.decoder(cost, pyramid.stages, visual), cost, prompts)
 
-    def _blocks(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> Iterator[tuple[slice, Tensor]]:
+    def _likely(self, dense: Tensor, prompts: PromptEmbeddings) -> Tensor:
+        """Returns the classes of one image that the decoder gets, (n,) int64, by their cosines alone."""
+        count, fusion, rejection = len(prompts.text), self.config.fusion, self.config.rejection
+        limit = self.config.decode_classes
+        if rejection.applies(count) and not self.decoder.auxiliary:
+            if rejection.keep_top is not None:
+                survivors = Survivors(rejection)
+                for classes, cosines in mean_cosines(dense, prompts, fusion):
+                    some = prompts.map(lambda t, classes=classes: t[classes])  # type: ignore[misc]
+                    cost = cosines[None, :, None]
+                    guesses = cosines if self.baseline is None else self.baseline(cost, some, cosines.shape[-2:])[0]
+                    survivors.add(torch.arange(count, device=cosines.device)[classes], guesses)
+                return survivors.result()
+            limit = rejection.max_classes
+        if limit is None or count <= limit:
+            return torch.arange(count, device=prompts.text.device)
+        return best_classes(dense, prompts, fusion, limit)
+
+    def _blocks(self, decoder: BlockDecoder) -> Iterator[tuple[Classes, Tensor]]:
         """Decodes one view of one image: (classes, their logits (k, h, w))."""
-        decoder = BlockDecoder(self.decoder, self.config.fusion, pyramid, prompts)
         for classes, logits in decoder:
             if self.baseline is not None:
-                some = prompts.map(lambda t, classes=classes: t[classes])  # type: ignore[misc]
+                some = decoder.prompts.map(lambda t, classes=classes: t[classes])  # type: ignore[misc]
                 logits += self.baseline(decoder.mean_cosines(classes), some, logits.shape[-2:])[0]
             yield classes, logits
 
@@ -194,6 +235,13 @@ class DPSeg(HubModel):
                 f"the prompts have {templates} templates and the model has {self.config.templates};"
                 " make them again with this model"
             )
+
+
+def decoded_classes(decoded: Decoded) -> Tensor:
+    """Returns the classes that were decoded, (n,) int64, ascending; of very many, those whose logits were kept."""
+    if decoded.kept is not None:
+        return decoded.kept
+    return (decoded.logits > UNDECODED / 2).flatten(1).any(dim=1).nonzero()[:, 0]
 
 
 class Baseline(nn.Module):

@@ -45,6 +45,10 @@ class LabelMap:
     Resizing all classes at once takes 40 GB for 847 classes on 12 megapixels. So the photo is labelled tile by tile,
     and in each tile only the classes that can win there are resized, which changes nothing. Memory is that of a few
     photos, whatever K is.
+
+    Attributes:
+        shift: (K,), added to each class's logits when classes compete, and no part of its score; not with
+            `resize_scores`. None: nothing is. It is set before classes are added.
     """
 
     def __init__(self, size: tuple[int, int], background: float | None = None, resize_scores: bool = False) -> None:
@@ -57,6 +61,7 @@ class LabelMap:
             resize_scores: resize the scores, sigmoid(logit), in place of the logits (SED's protocol).
         """
         self.size, self.resize_scores = size, resize_scores
+        self.shift: Tensor | None = None
         self._limit = -math.inf
         if background is not None and background > 0:
             self._limit = math.inf if background >= 1 else math.log(background / (1 - background))
@@ -69,7 +74,7 @@ class LabelMap:
     @torch.inference_mode()
     def add_all(self, logits: Tensor) -> None:
         """Adds all classes, (K, h, w), in the order of their labels; quicker than `add` block by block."""
-        values = self._values(logits)
+        values = self._values(logits, None)
         blocks = values.split(BLOCK)
         for block in blocks:
             self._raise_floor(block)
@@ -83,7 +88,7 @@ class LabelMap:
             classes: (k,) their labels.
             logits: (k, h, w).
         """
-        values = self._values(logits)
+        values = self._values(logits, classes)
         self._raise_floor(values)
         self._add(classes, values, self._able(values))
 
@@ -91,23 +96,33 @@ class LabelMap:
         """Returns (H, W) labels of the classes that were added, or -1."""
         if self._best is None or self._labels is None:
             return np.full(self.size, -1, dtype=np.int32)
-        labels: NDArray[np.int32] = torch.where(self._best < self._limit, -1, self._labels).cpu().numpy()
+        labels: NDArray[np.int32] = torch.where(self._plain_best() < self._limit, -1, self._labels).cpu().numpy()
         return labels
 
     def mean_scores(self, count: int) -> NDArray[np.float32]:
         """Returns the mean score of each class over the pixels that it labels, (count,) in [0, 1], 0 without any."""
         labels = torch.from_numpy(self.labels()).flatten().long() + 1
-        assert self._best is not None
-        best = self._best.flatten().cpu()
+        best = self._plain_best().flatten().cpu()
         scores = (best if self.resize_scores else best.sigmoid()).double()
         sums = torch.zeros(count + 1, dtype=torch.float64).index_add_(0, labels, scores)
         sizes = torch.bincount(labels, minlength=count + 1)
         means: NDArray[np.float32] = (sums / sizes.clamp_min(1))[1:].float().numpy()
         return means
 
-    def _values(self, logits: Tensor) -> Tensor:
+    def _values(self, logits: Tensor, classes: Tensor | None) -> Tensor:
         """Returns what is resized: finite, for -inf (a class that was not decoded) cannot be interpolated."""
-        return logits.float().sigmoid() if self.resize_scores else logits.float().clamp(min=-1e4)
+        if self.resize_scores:
+            return logits.float().sigmoid()
+        values = logits.float().clamp(min=-1e4)
+        if self.shift is None:
+            return values
+        return values + (self.shift if classes is None else self.shift[classes])[:, None, None]
+
+    def _plain_best(self) -> Tensor:
+        """Returns the best class's values without the shift, (H, W)."""
+        assert self._best is not None
+        assert self._labels is not None
+        return self._best if self.shift is None else self._best - self.shift[self._labels.clamp_min(0)]
 
     def _raise_floor(self, values: Tensor) -> None:
         """Takes a block into account for what a class must reach at least to win, (h + 1, w + 1).

@@ -56,6 +56,11 @@ class Service:
         # batch in the model, one being read, and one being answered.
         self._decoded = asyncio.Semaphore(2 * self.thread.batch_size + 1)
 
+    @property
+    def refines(self) -> bool:
+        """Whether the model looks at a photo twice where nobody says."""
+        return self._segmenter.model.config.refine
+
     def start(self) -> None:
         """Starts the model's thread."""
         self.thread.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from dpseg.config import TrainConfig
@@ -223,7 +223,7 @@ def train(setup: Setup, fabric: Fabric, resume: bool, log: Log, watch: Watch | N
     config = setup.config
     data = setup.corpus.digest()
     optimizer, schedule = build_optimizer(setup.model, config)
-    average = AveragedModel(setup.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema > 0 else None
+    average = AveragedModel(setup.model, multi_avg_fn=moving_average(config.ema)) if config.ema > 0 else None
     step, optimizer = fabric.setup(setup.step, optimizer)
     if average is not None:
         average.to(fabric.device)
@@ -247,6 +247,26 @@ def train(setup: Setup, fabric: Fabric, resume: bool, log: Log, watch: Watch | N
     if fabric.is_global_zero:
         save(checkpoint, state, config, data)
     return state.averaged.eval()
+
+
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Returns how `AveragedModel` averages: an exponential moving average that forgets where it started.
+
+    At step n the average keeps min(decay, (1 + n) / (10 + n)) of itself, as TensorFlow's ExponentialMovingAverage with
+    num_updates. With a fixed decay of 0.998, a model of 250 steps would be the untrained one by three fifths.
+
+    Args:
+        decay: that is reached in the end, in (0, 1).
+    """
+
+    @torch.no_grad()
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
+        steps = int(count)
+        share = 1 - min(decay, (1 + steps) / (10 + steps))
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, share)
+
+    return update
 
 
 def _batches(setup: Setup, first: int) -> Iterator[Batch]:
