@@ -22,6 +22,7 @@ from dpseg.model.matching import contrast_rows, with_whole, words_worth
 from dpseg.model.prompting import build_prompts
 from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
 from miniature import write_set
 
@@ -115,7 +116,10 @@ def test_only_what_is_asked_for_changes(tmp_path: Path) -> None:
 
     plain, contrasted = built(None), built(Matching(contrast=2.0))
     assert torch.equal(plain.visual, built(Matching()).visual)
-    assert torch.equal(plain.text, contrasted.text)
+    crops = [[Reference(picture).crop(encoder.crop_size)] for picture in (RED, GREEN)]
+    length = (plain.visual[:2] + 2.0 * contrast_rows(encoder, crops)[:, None]).norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(contrasted.text[:2], plain.text[:2] / length)  # contrast joins the average of T and V
+    assert torch.equal(plain.text[2], contrasted.text[2])
     assert torch.equal(plain.stages[0], contrasted.stages[0])
     torch.testing.assert_close(torch.linalg.vector_norm(contrasted.visual[:2], dim=-1), torch.ones(2, 1))
     assert not contrasted.visual[2].any()

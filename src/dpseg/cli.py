@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dpseg import __version__, cli_bank, cli_batch, cli_explain, cli_prompts, cli_research, cli_serve
+from dpseg import __version__, cli_bank, cli_batch, cli_explain, cli_export, cli_prompts, cli_research, cli_serve
 from dpseg.commands import options
 from dpseg.commands.refinement import FlagWithValue, read_refinement
 from dpseg.errors import DPSegError
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_batch.app)
+app.add_typer(cli_export.app)
 app.add_typer(cli_research.app)
 app.add_typer(cli_serve.app)
 app.add_typer(cli_explain.explain_app, name="explain")
@@ -73,8 +74,9 @@ def predict(
     size: options.Size = None,
     tile: options.Tile = None,
     tile_overlap: options.TileOverlap = None,
+    smooth: options.Smooth = None,
 ) -> None:
-    """Segment photos: print what is found, write labels and overlays."""
+    """Segment photos or videos: print what is found, write labels and overlays."""
     from dpseg.commands.predict import PredictOptions
     from dpseg.commands.predict import predict as run_predict
     from dpseg.commands.predict_tiles import tiling_of
@@ -105,6 +107,7 @@ def predict(
         batch_size=batch_size,
         size=size,
         tiling=tiling_of(tile, tile_overlap),
+        smooth=smooth,
     )
     raise typer.Exit(run_predict(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 

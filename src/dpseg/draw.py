@@ -66,9 +66,9 @@ def overlay(image: Image.Image | None, labels: npt.NDArray[Any], names: Sequence
     photo = image if image is not None else Image.new("RGB", (width, height), (128, 128, 128))
     size = max(12, round(min(width, height) / 28))
     entries = found_entries(labels, names)
-    painted = _paint(photo, labels, len(names))
+    painted = paint(photo, labels, len(names))
     for entry, label, box in _placed_names(labels, entries, size):
-        painted.paste(_pill(label, entry.colour, size), box[:2], _pill_shape(box))
+        paste_name(painted, label, entry.colour, size, box[:2])
     legend = _legend(entries, max(width, 200), size)
     canvas = Image.new("RGB", (legend.width, height + legend.height), _PAPER)
     canvas.paste(painted, (0, 0))
@@ -94,8 +94,8 @@ def _triple(colour: npt.NDArray[Any]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _paint(photo: Image.Image, labels: npt.NDArray[Any], count: int) -> Image.Image:
-    """Returns the photo with every region tinted and outlined."""
+def paint(photo: Image.Image, labels: npt.NDArray[Any], count: int) -> Image.Image:
+    """Returns an RGB photo with every region tinted and outlined; labels are (H, W), -1 or below `count`."""
     edges = np.zeros(labels.shape, dtype=bool)
     across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
     edges[:, 1:] |= across
@@ -126,7 +126,7 @@ def _placed_names(labels: npt.NDArray[Any], entries: Sequence[Entry], size: int)
         if entry.index < 0 or entry.area < _SMALLEST:
             continue
         label = shorten(entry.name, size, width * 0.6)
-        pill_width, pill_height = _pill_size(label, size)
+        pill_width, pill_height = name_size(label, size)
         if pill_width > width or pill_height > height:
             continue
         cells = -(-pill_width // step), -(-pill_height // step)
@@ -192,8 +192,18 @@ def _box_sums(mask: npt.NDArray[np.bool_], wide: int, high: int) -> npt.NDArray[
     return sums
 
 
-def _pill_size(label: str, size: int) -> tuple[int, int]:
+def name_size(label: str, size: int) -> tuple[int, int]:
+    """Returns width and height, in pixels, of a framed name in letters of a size."""
     return round(text_font(label, size).getlength(label) + size), round(size * 1.55)
+
+
+def paste_name(
+    picture: Image.Image, label: str, colour: tuple[int, int, int], size: int, corner: tuple[int, int]
+) -> None:
+    """Draws a framed name on its class's colour, in letters of a size, from a left and top corner on."""
+    wide, high = name_size(label, size)
+    shape = _pill_shape((*corner, corner[0] + wide, corner[1] + high))
+    picture.paste(_pill(label, colour, size), corner, shape)
 
 
 def _pill_shape(box: Box) -> Image.Image:
@@ -208,7 +218,7 @@ def _pill_shape(box: Box) -> Image.Image:
 
 def _pill(label: str, colour: tuple[int, int, int], size: int) -> Image.Image:
     """Returns a name on its class's colour, framed."""
-    width, height = _pill_size(label, size)
+    width, height = name_size(label, size)
     pill = Image.new("RGB", (width * _SMOOTH, height * _SMOOTH), colour)
     draw = ImageDraw.Draw(pill)
     ink = text_colour(np.array(colour))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from dpseg.errors import OutputError
@@ -49,3 +50,30 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{path}: the disk is full; free some space or choose another folder")
     return OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder")
+
+
+@contextlib.contextmanager
+def written_beside(path: str | Path) -> Iterator[Path]:
+    """Lets a block write a file piece by piece beside its place, where it is renamed if the block succeeds.
+
+    Args:
+        path: the file's place.
+
+    Yields:
+        Where to write. Whatever ends the block early, that file is deleted and the old content of the place stays.
+
+    Raises:
+        OutputError: As `write_atomically`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -13,7 +13,7 @@ class Matching(Loadable):
     """How prompts are compared with a photo, when testing; as it stands here, as in the paper.
 
     Attributes:
-        contrast: weight of what tells the pictures of a class from those of the other classes, beside V of them, 0 or
+        contrast: weight of what tells the pictures of a class from those of the other classes, beside T and V, 0 or
             more.
         whole: weight of what the photo shows as a whole, beside what each position of it shows, 0 or more.
         weigh_words: of classes that have pictures, words count as far as they rank those pictures better than chance.

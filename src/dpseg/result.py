@@ -18,6 +18,14 @@ from dpseg import __version__
 from dpseg.draw import found_entries, overlay
 from dpseg.errors import ConfigError, PromptError, did_you_mean
 from dpseg.files import make_folder, write_atomically
+from dpseg.interchange import (
+    BRUSH_IMAGE,
+    coco_mask,
+    label_studio_results,
+    panoptic_map,
+    panoptic_segments,
+    regions,
+)
 from dpseg.palette import palette
 
 if TYPE_CHECKING:  # torch is not needed to look at a result
@@ -28,9 +36,14 @@ FORMATS = {
     "json": "_result.json",
     "overlay": "_overlay.png",
     "coco": "_coco.json",
+    "panoptic": "_panoptic.json",
+    "labelstudio": "_labelstudio.json",
     "npz": "_scores.npz",
 }
 """The formats that `Segmentation.save` knows, and the ending that each adds to the photo's name."""
+
+PANOPTIC_MAP = "_panoptic.png"
+"""What "panoptic" writes beside its JSON file."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -175,15 +188,45 @@ class Segmentation:
         annotations: list[dict[str, Any]] = []
         for name in self.areas:
             index = self.names.index(name)
-            for mask in _regions(self.mask(name)) if by_region else [self.mask(name)]:
+            for mask in regions(self.mask(name)) if by_region else [self.mask(name)]:
                 shape = {"id": len(annotations) + 1, "image_id": 1, "category_id": index + 1, "iscrowd": 0}
-                annotations.append(shape | _encode(mask) | {"score": round(self.confidences[name], 4)})
-        return {
-            "info": {"description": f"Segmented by dpseg {__version__}"},
-            "images": [{"id": 1, "file_name": Path(self.source or "image").name, "width": width, "height": height}],
-            "annotations": annotations,
-            "categories": [{"id": index + 1, "name": name} for index, name in enumerate(self.names)],
+                annotations.append(shape | coco_mask(mask) | {"score": round(self.confidences[name], 4)})
+        categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.names)]
+        return self._coco_file(annotations, categories)
+
+    def to_panoptic(self, file_name: str | None = None) -> dict[str, Any]:
+        """Returns the segmentation in COCO's panoptic format; the map itself is `panoptic_picture`.
+
+        Nothing here tells two things of a class apart, so each class is one segment, and no category is a "thing".
+
+        Args:
+            file_name: of the map; None: as `save` names it.
+        """
+        height, width = self.labels.shape
+        categories = [
+            {"id": index + 1, "name": name, "supercategory": name, "isthing": 0, "color": colour}
+            for index, (name, colour) in enumerate(zip(self.names, palette(len(self.names)).tolist(), strict=True))
+        ]
+        annotation = {
+            "image_id": 1,
+            "file_name": file_name or self._stem() + PANOPTIC_MAP,
+            "segments_info": panoptic_segments(self.labels),
         }
+        return self._coco_file([annotation], categories)
+
+    def panoptic_picture(self) -> Image.Image:
+        """Returns COCO's panoptic map, RGB (H, W): R + 256 G + 65536 B is the label value plus 1; 0 = none."""
+        return Image.fromarray(panoptic_map(self.labels))
+
+    def to_label_studio(self) -> list[dict[str, Any]]:
+        """Returns a task for Label Studio with one brush mask a class as pre-annotation; a list, as its import takes.
+
+        `data.image` is the photo's file name: put the address in its place under which Label Studio finds the photo.
+        """
+        found = {self.names.index(name): name for name in self.areas}
+        results = label_studio_results(self.labels, found, self.confidences)
+        prediction = {"model_version": f"dpseg {__version__}", "result": results}
+        return [{"data": {BRUSH_IMAGE: Path(self.source or "image").name}, "predictions": [prediction]}]
 
     def save(
         self,
@@ -198,7 +241,8 @@ class Segmentation:
             stem: beginning of the files' names; None: the photo's own name without its ending, or "image".
             formats: any of `FORMATS`: "png" (label map whose pixel is the label value, with a palette, 255 = none;
                 above 255 classes 16-bit, 65535 = none), "json" (`to_dict`), "overlay" (`plot`), "coco" (`to_coco`),
-                "npz" (labels, logits, names, and classes: which of them each row of the logits is of).
+                "panoptic" (`panoptic_picture`, then `to_panoptic`), "labelstudio" (`to_label_studio`), "npz" (labels,
+                logits, names, and classes: which of them each row of the logits is of).
 
         Returns:
             The files, in the order of `formats`.
@@ -211,14 +255,20 @@ class Segmentation:
             if name not in FORMATS:
                 raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
         folder = make_folder(folder)
-        stem = stem or (Path(self.source).stem if self.source else "image")
-        return [write_atomically(folder / (stem + FORMATS[name]), self.encoded(name)) for name in formats]
+        stem = stem or self._stem()
+        files = []
+        for name in formats:
+            if name == "panoptic":
+                files.append(write_atomically(folder / (stem + PANOPTIC_MAP), _png(self.panoptic_picture())))
+            files.append(write_atomically(folder / (stem + FORMATS[name]), self.encoded(name, stem)))
+        return files
 
-    def encoded(self, name: str) -> bytes:
+    def encoded(self, name: str, stem: str | None = None) -> bytes:
         """Returns the content of a file that `save` would write.
 
         Args:
             name: one of `FORMATS`.
+            stem: as for `save`.
         """
         if name == "png":
             return _png(_label_picture(self.labels, len(self.names)))
@@ -231,8 +281,23 @@ class Segmentation:
                 buffer, labels=self.labels, logits=self.logits, names=np.array(self.names), classes=rows
             )
             return buffer.getvalue()
-        content = self.to_coco() if name == "coco" else self.to_dict()
+        if name == "panoptic":
+            content: object = self.to_panoptic(None if stem is None else stem + PANOPTIC_MAP)
+        else:
+            content = {"coco": self.to_coco, "labelstudio": self.to_label_studio}.get(name, self.to_dict)()
         return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def _stem(self) -> str:
+        return Path(self.source).stem if self.source else "image"
+
+    def _coco_file(self, annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> dict[str, Any]:
+        height, width = self.labels.shape
+        return {
+            "info": {"description": f"Segmented by dpseg {__version__}"},
+            "images": [{"id": 1, "file_name": Path(self.source or "image").name, "width": width, "height": height}],
+            "annotations": annotations,
+            "categories": categories,
+        }
 
     def _index(self, name: str) -> int:
         if name not in self.names:
@@ -269,24 +334,3 @@ def _label_picture(labels: npt.NDArray[np.int32], count: int) -> Image.Image:
     colours[:count] = palette(max(1, count))[:count]
     picture.putpalette(colours.tobytes())
     return picture
-
-
-def _regions(mask: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
-    """Returns the connected regions of a mask, largest first."""
-    from scipy import ndimage
-
-    numbered, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=int))
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
-    return [numbered == number + 1 for number in np.argsort(-sizes, kind="stable")]
-
-
-def _encode(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Returns a mask as COCO's segmentation (run lengths), bbox (x, y, width, height) and area in pixels."""
-    from pycocotools import mask as coco
-
-    run_lengths = coco.encode(np.asfortranarray(mask.view(np.uint8)))
-    return {
-        "segmentation": {"size": list(run_lengths["size"]), "counts": run_lengths["counts"].decode("ascii")},
-        "bbox": [float(value) for value in coco.toBbox(run_lengths)],
-        "area": int(mask.sum()),
-    }

@@ -15,7 +15,7 @@ DEFAULT_BACKGROUND = 0.5
 CLASSES, RESULTS, MODEL = "What to look for", "Results", "Model"
 """Headings in the help."""
 
-Photos = Annotated[list[str], typer.Argument(help="Files, folders and globs.")]
+Photos = Annotated[list[str], typer.Argument(help="Files, folders and globs of photos; or videos.")]
 Text = Annotated[
     list[str] | None,
     typer.Option("--text", "-t", metavar="WORDS", help='cat, or with synonyms "couch, sofa".', rich_help_panel=CLASSES),
@@ -125,7 +125,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder.",
 Formats = Annotated[
     str,
     typer.Option(
-        "--format", "-f", help="png (labels), json, overlay, coco, npz, with commas.", rich_help_panel=RESULTS
+        "--format",
+        "-f",
+        help="png (labels), json, overlay, coco, panoptic, labelstudio, tiff (labels, with a georeference), npz, with"
+        " commas; of videos overlay, json, coco.",
+        rich_help_panel=RESULTS,
     ),
 ]
 Model = Annotated[
@@ -180,6 +184,15 @@ TileOverlap = Annotated[
     typer.Option(
         metavar="SHARE",
         help="Of a tile's side that its neighbour covers too, 0 to 0.5. Default: 0.25.",
+        rich_help_panel=MODEL,
+    ),
+]
+Smooth = Annotated[
+    float | None,
+    typer.Option(
+        metavar="WEIGHT",
+        help="Of videos: how much the frames before count, 0 to below 1, such as 0.5. Steadier; what moves fast smears."
+        " Default: 0.",
         rich_help_panel=MODEL,
     ),
 ]

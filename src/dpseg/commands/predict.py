@@ -13,6 +13,7 @@ from rich.console import Console
 from dpseg.commands.found import print_found
 from dpseg.commands.places import check_writable, output_places, without_results
 from dpseg.commands.predict_tiles import check_tiles, predict_tiles
+from dpseg.commands.predict_video import check_video, find_videos, predict_videos
 from dpseg.commands.progress import progress
 from dpseg.commands.prompts_input import check_classes, load_classes
 from dpseg.commands.reference_sets import RefsOptions
@@ -21,12 +22,19 @@ from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.images import find_images
 from dpseg.large.grid import Tiling
+from dpseg.large.label_tiff import write_photo_labels
+from dpseg.large.tiff import georeference, tiff_library
 from dpseg.matching import Matching
 from dpseg.rejection import Rejection
+from dpseg.result import FORMATS
 
 if TYPE_CHECKING:
     from dpseg.prompts.prompt_set import PromptSet
     from dpseg.segmenter import Segmenter
+
+
+PHOTO_FORMATS = {**FORMATS, "tiff": "_labels.tif"}
+"""The formats that photos are written in, and their endings."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class PredictOptions:
     """The options of `dpseg predict`.
 
     Attributes:
-        photos: files, folders and globs.
+        photos: files, folders and globs of photos, or files and globs of videos.
         text: classes, synonyms after commas.
         references: NAME=PICTURE, NAME=PICTURE:MASK or NAME=PICTURE:x0,y0,x1,y1.
         refs: folders of pictures and labelled sets, and how references are cut.
@@ -42,7 +50,7 @@ class PredictOptions:
         prompts: file of a saved prompt set, in place of the four above.
         save_prompts: file to which the prompt set is written.
         out: folder of the results.
-        formats: keys of `dpseg.result.FORMATS`.
+        formats: keys of `PHOTO_FORMATS`, or of `dpseg.video.segment.VIDEO_FORMATS`.
         model: name, folder or hub id.
         refine: whether Inference II runs, and how.
         bank: use the model's bank.
@@ -55,6 +63,7 @@ class PredictOptions:
         batch_size: photos at a time; None: as suits the device.
         size: encoder's input size in pixels; None: the model's own.
         tiling: cut photos in tiles; None: each is looked at as a whole.
+        smooth: of videos, weight of the frames before in [0, 1); None: 0.
     """
 
     photos: tuple[str, ...]
@@ -78,31 +87,28 @@ class PredictOptions:
     batch_size: int | None = None
     size: int | None = None
     tiling: Tiling | None = None
+    smooth: float | None = None
 
 
 def predict(options: PredictOptions, console: Console, errors: Console) -> int:
-    """Segments the photos, writes the results and prints what was found.
+    """Segments the photos or videos, writes the results and prints what was found.
 
     Args:
         options: what the user asked for.
         console: where what was found is printed.
-        errors: where photos and references that cannot be read are reported.
+        errors: where photos, videos and references that cannot be read are reported.
 
     Returns:
-        The exit status: 0, or 1 where a photo could not be read.
+        The exit status: 0, or 1 where a photo or video could not be read.
 
     Raises:
         DPSegError: the user's mistake, noticed before the first photo where that is possible.
     """
-    from dpseg.result import FORMATS
-
-    for name in options.formats:
-        if name not in FORMATS:
-            raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, FORMATS)}")
-    if options.tiling is not None:
-        check_tiles(options.formats, options.refine.refine)
+    videos = find_videos(options.photos, options.out)
+    smooth = options.smooth or 0.0
+    formats = check_video(options.formats, options.tiling, smooth) if videos else _photo_formats(options)
     check_classes(options)
-    photos = without_results(find_images(options.photos), options.photos, options.out)
+    photos = [] if videos else without_results(find_images(options.photos), options.photos, options.out)
     check_writable(options.out)
     if options.save_prompts is not None:
         check_writable(options.save_prompts.parent)
@@ -115,10 +121,29 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
     segmenter.refinement = options.refine.config
     if options.save_prompts is not None:
         prompts.save(options.save_prompts)
+    if videos:
+        from dpseg.video.segment import VideoOptions
+
+        how = VideoOptions(options.refine.refine, smooth, options.background, options.size, options.batch_size)
+        return predict_videos(segmenter, prompts, videos, how, formats, options.out, console, errors)
     start = time.perf_counter()
     failed = _run(segmenter, prompts, photos, options, console, errors)
     _summary(photos, failed, time.perf_counter() - start, options, console, errors)
     return 1 if failed else 0
+
+
+def _photo_formats(options: PredictOptions) -> tuple[str, ...]:
+    """Checks what is to be written of photos, and what does not go with them."""
+    for name in options.formats:
+        if name not in PHOTO_FORMATS:
+            raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, PHOTO_FORMATS)}")
+    if options.smooth is not None:
+        raise ConfigError(f"--smooth {options.smooth} is for videos, and these are photos; leave it out")
+    if options.tiling is not None:
+        check_tiles(options.formats, options.refine.refine)
+    elif "tiff" in options.formats:
+        tiff_library()
+    return options.formats
 
 
 def _run(
@@ -155,7 +180,10 @@ def _run(
                 skips.print(f"{count}skipped: {result}", markup=False, soft_wrap=True)
             else:
                 folder, stem = places[photo]
-                result.save(options.out / folder, stem, options.formats)
+                result.save(options.out / folder, stem, [name for name in options.formats if name in FORMATS])
+                if "tiff" in options.formats:
+                    place = options.out / folder / (stem + PHOTO_FORMATS["tiff"])
+                    write_photo_labels(place, result.labels, len(result.names), georeference(photo))
                 height, width = result.labels.shape
                 print_found(f"{count}{photo}", (width, height), result.areas, result.confidences, console)
             advance()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpseg import __version__
-from dpseg.files import output_error
+from dpseg.files import make_folder, output_error
 from dpseg.large.strips import label_type, none_value
 from dpseg.large.tiff import tiff_library
 from dpseg.large.windows import Tag
@@ -77,6 +77,24 @@ def write_labels(
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def write_photo_labels(path: Path, labels: NDArray[np.int32], classes: int, georeference: tuple[Tag, ...] = ()) -> Path:
+    """Writes the labels of a photo that is in memory; otherwise as `write_labels`.
+
+    Args:
+        path: where to; its folder is made if need be.
+        labels: (H, W), index of a class, or -1 where there is none.
+        classes: K.
+        georeference: GeoTIFF's tags of the photo.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full.
+        MissingExtraError: tifffile is missing.
+    """
+    make_folder(path.parent)
+    stored = np.where(labels < 0, none_value(classes), labels).astype(label_type(classes))
+    return write_labels(path, [stored], (labels.shape[1], labels.shape[0]), classes, georeference)
 
 
 def _tiles(rows: Iterable[NDArray[Any]], width: int, kind: np.dtype[Any]) -> Iterator[bytes]:

@@ -106,6 +106,8 @@ def check_formats(formats: Sequence[str]) -> None:
         ConfigError: a format is unknown, or is none of large pictures.
     """
     for name in formats:
+        if name == "tiff":
+            raise ConfigError("of tiles, the labels are a TIFF already; give the format 'png' in place of 'tiff'")
         if name not in FORMATS:
             raise ConfigError(f"format {name!r} is unknown; {did_you_mean(name, LARGE_FORMATS)}")
         if name not in LARGE_FORMATS:

@@ -60,7 +60,7 @@ class TiffPicture:
             _check_kind(path, self._page)
             tag = self._page.tags.get(_ORIENTATION)
             self._turn = int(tag.value) if tag is not None and tag.value in TURNS else 1
-            self.georeference = self._geo_tags() if self._turn == 1 else ()
+            self.georeference = _geo_tags(self._page)
         except ImageError:
             raise
         except OSError as error:
@@ -88,10 +88,6 @@ class TiffPicture:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-    def _geo_tags(self) -> tuple[Tag, ...]:
-        tags = [self._page.tags.get(code) for code in GEO_TAGS]
-        return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
 
 
 class _Segments:
@@ -184,6 +180,30 @@ class _Segments:
             what = _one_line(error)
             raise ImageError(f"{self._path}: damaged, or stored in a way that is unknown ({what})") from error
         return None if values is None else values[0]
+
+
+def georeference(path: Path) -> tuple[Tag, ...]:
+    """Returns GeoTIFF's tags of a file that was read as a picture; none where it has none or is no TIFF.
+
+    Raises:
+        MissingExtraError: tifffile is missing.
+    """
+    try:
+        with tiff_library().TiffFile(path) as file:
+            return _geo_tags(file.pages.first)
+    except MissingExtraError:
+        raise
+    except Exception:  # of another kind, or damaged in what is no part of the picture: tifffile raises some ten kinds
+        return ()
+
+
+def _geo_tags(page: tifffile.TiffPage) -> tuple[Tag, ...]:
+    """Returns them; none of a picture that its orientation turns, for they say where its stored rows lie."""
+    turn = page.tags.get(_ORIENTATION)
+    if turn is not None and turn.value != 1 and turn.value in TURNS:
+        return ()
+    tags = [page.tags.get(code) for code in GEO_TAGS]
+    return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in tags if tag is not None)
 
 
 def tiff_library() -> Any:

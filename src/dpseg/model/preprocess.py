@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from dpseg.errors import ConfigError
 from dpseg.images import to_tensor
+
+if TYPE_CHECKING:  # the sizes are needed without torch too, where exported models run
+    from torch import Tensor
 
 MAX_ASPECT = 3
 """A photo that keeps its proportions is at most so many times `image_size` long; a longer panorama is made smaller."""
@@ -61,14 +63,16 @@ def prepare(
         ConfigError: `image_size` is outside the limits.
     """
     size = encoder_size(image.width, image.height, image_size, keep_aspect, stride)
-    first = size if shortest_edge is None else _edge_size(image.width, image.height, shortest_edge)
+    first = size if shortest_edge is None else edge_size(image.width, image.height, shortest_edge)
     tensor = to_tensor(image if image.size == first else image.resize(first, Image.Resampling.BILINEAR))
     if first == size:
         return tensor
+    from torch.nn import functional as F
+
     return F.interpolate(tensor[None], size=(size[1], size[0]), mode="bilinear", align_corners=False)[0]
 
 
-def _edge_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]:
+def edge_size(width: int, height: int, shortest_edge: int) -> tuple[int, int]:
     """Returns the width and height in pixels with that shorter side, and a longer one of `MAX_EDGE` at most."""
     scale = shortest_edge / min(width, height)
     scale *= min(1.0, MAX_EDGE / (scale * max(width, height)))
@@ -87,4 +91,6 @@ def scaled_size(size: Sequence[int], scale: float, stride: int) -> tuple[int, in
 
 def mirror(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Mirrors images (B, 3, H, W) left-right and resizes them, bilinearly and antialiased, to (height, width)."""
+    from torch.nn import functional as F
+
     return F.interpolate(images.flip(-1), size, mode="bilinear", antialias=True)

@@ -121,21 +121,23 @@ def _with_references(
 ) -> PromptSet:
     """Encodes the pictures of each class, and puts their average in."""
     names = list(owned)
+    places = [prompts.names.index(name) for name in names]
     owners = [number for number, name in enumerate(names) for _ in owned[name]]
     rows = crop_rows(encoder, (crop for name in names for crop in _crops(encoder, owned[name])))
     found = visual_prompts(names, owners, rows, "reference")
+    weights = torch.ones(len(names), 1, 1, device=found.visual.device)  # of T, where V is a unit vector
     if matching.contrast:
         directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names))
-        visual = F.normalize(found.visual + matching.contrast * directions[:, None], dim=-1)
-        found = replace(found, visual=visual)
-    prompts = prompts.replace(found)
+        visual = found.visual + matching.contrast * directions[:, None]
+        found = replace(found, visual=F.normalize(visual, dim=-1))
+        weights = 1 / visual.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)  # contrast joins Avg(T, V)
     old = prompts.embeddings
     if matching.weigh_words and bool(old.has_text.all()):
-        places = [prompts.names.index(name) for name in names]
-        worth = words_worth(old.text, [places[owner] for owner in owners], rows[0])
-        weights = torch.ones(len(prompts), 1, 1).index_fill(0, torch.tensor(places), worth).to(old.text)
-        prompts = prompts.with_embeddings(replace(old, text=old.text * weights))
-    return prompts
+        weights = weights * words_worth(old.text, [places[owner] for owner in owners], rows[0])
+    every = torch.ones(len(prompts), 1, 1, device=old.text.device)
+    every[places] = weights.to(every)
+    prompts = prompts.replace(found)
+    return prompts.with_embeddings(replace(prompts.embeddings, text=old.text * every))
 
 
 def _crops(encoder: Encoder, pictures: Sequence[Reference]) -> Iterator[tuple[Tensor, Tensor]]:

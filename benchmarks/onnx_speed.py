@@ -1,0 +1,97 @@
+"""Compares torch with onnxruntime: dpseg-lite, a 640 x 480 photo, 20 names, Inference I, all classes decoded.
+
+    python benchmarks/onnx_speed.py               # 9 runs; on an idle machine
+    python benchmarks/onnx_speed.py --runs 3
+
+prints a Markdown table of medians: seconds for a photo in a process that runs already, from reading it to its labels;
+and seconds and peak memory of a fresh process that segments it, with prompts from a file. It fails where fewer than
+99.5 % of the labels agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from predict_speed import NAMES, timed
+
+from dpseg.onnx_runner import OnnxRunner, Prompts
+from dpseg.result import Segmentation
+
+ROOT = Path(__file__).parent.parent
+AGREE = 0.995
+DPSEG = (sys.executable, "-m", "dpseg")
+
+
+def segmenters(photo: Path, prompts: Path, model: Path) -> dict[str, Callable[[], Segmentation]]:
+    """Returns what segments the photo, by the name of its row."""
+    import torch
+
+    from dpseg import PromptSet, Segmenter
+
+    threads = torch.get_num_threads()
+    segmenter, embeddings = Segmenter.from_pretrained("dpseg-lite", "cpu"), PromptSet.load(prompts)
+    runner, arrays = OnnxRunner(model, threads), Prompts.load(prompts)
+    return {
+        "torch": lambda: segmenter(photo, prompts=embeddings, refine=False),
+        "onnxruntime": lambda: runner(photo, arrays),
+    }
+
+
+def main() -> int:
+    """Measures, prints the table, and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=9)
+    asked = parser.parse_args()
+    words = [word for name in NAMES for word in ("--text", name)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        photo, prompts, model = folder / "photo.jpg", folder / "set.safetensors", folder / "lite.onnx"
+        Image.open(ROOT / "examples" / "coffee.jpg").resize((640, 480)).save(photo)
+        keep = ["--save-prompts", str(prompts), "--out", str(folder / "first")]
+        quiet = {"cwd": ROOT, "check": True, "stdout": subprocess.DEVNULL}
+        subprocess.run([*DPSEG, "predict", str(photo), *words, *keep], **quiet)  # type: ignore[call-overload]
+        subprocess.run([*DPSEG, "export", "--out", str(model)], **quiet)  # type: ignore[call-overload]
+        out = ["--out", str(folder / "out"), "--format", "png,json"]
+        with_prompts = ["--prompts", str(prompts), *out]
+        commands = {
+            "torch": [*DPSEG, "predict", str(photo), *with_prompts, "--no-refine"],
+            "onnxruntime": [sys.executable, "-m", "dpseg.onnx_runner", str(model), str(photo), *with_prompts],
+        }
+        rows = segmenters(photo, prompts, model)
+        labels = {name: segment().labels for name, segment in rows.items()}  # the first runs do not count
+        figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in rows}
+        for _ in range(asked.runs):  # in turn, so that a change of the machine's load meets both
+            for name, segment in rows.items():
+                start = time.perf_counter()
+                segment()
+                warm = time.perf_counter() - start
+                whole, memory, _ = timed(commands[name], folder / "cache")
+                figures[name].append((warm, whole, memory))
+    print(
+        "| | s a photo | min to max | fresh process, s | min to max | its peak memory, GB |\n|---|---|---|---|---|---|"
+    )
+    for name, values in figures.items():
+        warm, whole, memory = zip(*values, strict=True)
+        cells = [cell for row in (warm, whole) for cell in (f"{statistics.median(row):.3f}", spread(row))]
+        print(f"| {name} | {' | '.join(cells)} | {statistics.median(memory):.2f} |")
+    agree = float((labels["torch"] == labels["onnxruntime"]).mean())
+    print(f"\n{os.cpu_count()} cores, {asked.runs} runs; {agree:.2%} of the labels agree")
+    return int(agree < AGREE)
+
+
+def spread(row: tuple[float, ...]) -> str:
+    """Returns the smallest and the largest."""
+    return f"{min(row):.3f} to {max(row):.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Exported models without torch: the same photo's input, the same labels, and its mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dpseg.cache import EmbeddingCache
+from dpseg.cli import run
+from dpseg.config import ModelConfig
+from dpseg.errors import ConfigError, DPSegError, MissingExtraError, PromptError, WeightsError
+from dpseg.exporting import pixels
+from dpseg.exporting.about import About
+from dpseg.model.class_logits import ClassLogits, presence_shift
+from dpseg.model.dpseg import DPSeg
+from dpseg.model.label_map import LabelMap
+from dpseg.model.preprocess import mirror, prepare, scaled_size
+from dpseg.onnx_runner import OnnxRunner, Prompts, main
+from dpseg.prompts.prompt_set import PromptSet
+from dpseg.segmenter import Segmenter
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).resolve().parents[1]
+COFFEE = ROOT / "examples" / "coffee.jpg"
+CONFIG = ModelConfig(
+    encoder="tiny",
+    image_size=64,
+    keep_aspect=True,
+    templates=1,
+    logit_scale=20.0,
+    widths=(16, 8, 8),
+    image_widths=(4, 4),
+    heads=2,
+    tune_encoder=False,
+    mirrored_scales=(0.75,),
+    presence=0.5,
+    refine=False,
+)
+WORDS = ("cup", "spoon", "table", "wall", "person")
+ABOUT = About(1, "0", "tiny", "print", 64, True, None, 32, 1, 1, (0.667, 1.5), 0.5, False)
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
+    torch.manual_seed(0)
+    model = DPSeg(CONFIG).eval()
+    torch.nn.init.normal_(model.decoder.head.weight, std=0.3)
+    return Segmenter(model, cache=EmbeddingCache(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def place(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.onnx, set.safetensors and a photo."""
+    folder = tmp_path_factory.mktemp("runner")
+    segmenter.model.save_pretrained(folder / "tiny")
+    assert run(["export", "--model", str(folder / "tiny"), "--out", str(folder / "model.onnx")]) == 0
+    segmenter.prompts(WORDS, {"cup": [COFFEE]}).save(folder / "set.safetensors")
+    Image.open(COFFEE).resize((300, 200)).save(folder / "photo.png")
+    return folder
+
+
+def test_it_labels_as_the_segmenter_without_torch(segmenter: Segmenter, place: Path) -> None:
+    blocked = place / "blocked"
+    blocked.mkdir()
+    (blocked / "torch.py").write_text("raise ImportError('torch is not for the runner')\n")
+    paths = [str(blocked), *(path for path in sys.path if path)]
+    command = [sys.executable, "-m", "dpseg.onnx_runner", "model.onnx", "photo.png", "--prompts", "set.safetensors"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [*command, "--out", "out", "--format", "png,json,overlay"],
+        cwd=place, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("photo.png: ")
+    result = segmenter(place / "photo.png", prompts=PromptSet.load(place / "set.safetensors"))
+    labels = np.array(Image.open(place / "out" / "photo_labels.png"))
+    assert labels.shape == (200, 300)
+    assert len(np.unique(labels)) > 2
+    assert (labels == result.labels).mean() > 0.995
+    assert (place / "out" / "photo_overlay.png").is_file()
+    found = OnnxRunner(place / "model.onnx")(place / "photo.png", Prompts.load(place / "set.safetensors")).to_dict()
+    assert [entry["name"] for entry in found["classes"]] == list(result.areas)
+    for entry in found["classes"]:
+        assert entry["confidence"] == pytest.approx(result.confidences[entry["name"]], abs=2e-3)
+        assert entry["prompts"] == list(result.prompts[entry["index"]])
+
+
+def test_dpseg_lite_labels_a_photo_as_it_does_with_torch(tmp_path: Path) -> None:
+    from dpseg.exporting import graph
+
+    segmenter = Segmenter.from_pretrained("dpseg-lite", "cpu")
+    prompts = segmenter.prompts(["cup, mug", "spoon", "dining table", "saucer", "wall"])
+    content = graph.to_onnx(graph.trace(segmenter.model, None), graph.about(segmenter.model, "dpseg-lite", None))
+    (tmp_path / "lite.onnx").write_bytes(content)
+    runner = OnnxRunner(tmp_path / "lite.onnx")
+    prompts.save(tmp_path / "set.safetensors")
+    result = segmenter(COFFEE, prompts=prompts, refine=False)
+    found = runner(COFFEE, Prompts.load(tmp_path / "set.safetensors"))
+    assert (found.labels == result.labels).mean() > 0.995
+    assert np.abs(found.logits - result.logits).max() < 1e-3 * np.abs(result.logits).max()
+
+
+@pytest.mark.parametrize("size", [(500, 333), (96, 64), (40, 900), (64, 64)])
+@pytest.mark.parametrize("config", [{}, {"keep_aspect": False, "shortest_edge": 50}])
+def test_a_photo_becomes_the_same_input(size: tuple[int, int], config: dict[str, object]) -> None:
+    about = replace(ABOUT, **config)  # type: ignore[arg-type]
+    photo = Image.open(COFFEE).convert("RGB").resize(size)
+    theirs = prepare(photo, 64, about.keep_aspect, 32, about.shortest_edge)
+    ours = pixels.input_of(photo, about)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours[0], theirs.numpy(), atol=1e-6)
+    for view, scale in zip(pixels.mirrored_views(ours, about), about.mirrored_scales, strict=True):
+        expected = mirror(theirs[None], scaled_size(theirs.shape[-2:], scale, 32))
+        np.testing.assert_allclose(view, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("background", [None, 0.55, 1.0])
+@pytest.mark.parametrize("scores", [False, True])
+def test_logits_become_the_same_labels(background: float | None, scores: bool) -> None:
+    size, logits = (300, 517), 3 * torch.randn(90, 19, 33, generator=torch.Generator().manual_seed(0))
+    about = replace(ABOUT, presence=0.0 if scores else 0.7, resize_scores=scores)
+    labelling = LabelMap(size, background, scores)
+    if about.presence:
+        labelling.shift = presence_shift([ClassLogits(torch.arange(90), logits)], 90, about.presence)
+        np.testing.assert_allclose(pixels.presence_shift(logits.numpy(), 0.7), labelling.shift.numpy(), atol=1e-5)
+    labelling.add_all(logits)
+    labels, means = pixels.label_map(logits.numpy(), size, about, background)
+    assert (labels == labelling.labels()).mean() > 0.9999
+    assert (labels >= 0).any() == (background != 1.0)
+    np.testing.assert_allclose(means, labelling.mean_scores(90), atol=1e-3)
+
+
+def test_resizing_is_torch_s() -> None:
+    values = torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(0))
+    for size in ((9, 31), (7, 12), (3, 5), (1, 1)):
+        expected = F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+        np.testing.assert_allclose(pixels.resize(values.numpy(), size), expected.numpy(), atol=1e-5)
+
+
+def test_prompts_that_do_not_fit_are_refused(segmenter: Segmenter, place: Path) -> None:
+    runner, prompts = OnnxRunner(place / "model.onnx"), Prompts.load(place / "set.safetensors")
+    with pytest.raises(PromptError, match="give --prompts"):
+        runner.check(None)
+    with pytest.raises(PromptError, match="another model"):
+        runner.check(replace(prompts, encoder="x"))
+    with pytest.raises(PromptError, match="2 templates"):
+        runner.check(replace(prompts, tensors=prompts.tensors | {"text": np.zeros((5, 2, 24), np.float32)}))
+    with pytest.raises(ConfigError, match="background 2 is out of range"):
+        runner(place / "photo.png", prompts, background=2)
+    runner.about = replace(runner.about, names=("a",))
+    with pytest.raises(PromptError, match="has its 1 classes in it"):
+        runner.check(prompts)
+
+
+def test_mistakes_are_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "foreign.onnx"
+    tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    made = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [tensor], [tensor])
+    made.output[0].name = "y"
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), foreign)
+    photo, prompts, model = (str(place / name) for name in ("photo.png", "set.safetensors", "model.onnx"))
+    for arguments, expected in (
+        ([str(tmp_path / "none.onnx"), photo], "no such file"),
+        ([photo, photo], "onnxruntime cannot read it"),
+        ([str(foreign), photo], "none that dpseg exported"),
+        ([model, photo], "give --prompts"),
+        ([model, photo, "--prompts", model], "cannot be read"),
+        ([model, str(tmp_path / "no.jpg"), "--prompts", prompts], "no such file"),
+        ([model, photo, "--prompts", prompts, "--format", "gif"], "'gif' is unknown"),
+    ):
+        assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("dpseg: ")
+        assert expected in line
+
+
+def test_a_missing_onnxruntime_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[onnx\]'"):
+        OnnxRunner(place / "model.onnx")
+
+
+def test_a_damaged_note_is_told() -> None:
+    assert About.from_json(ABOUT.to_json(), "it") == ABOUT
+    for text, expected in (("{", "damaged"), ('{"version": 9}', "newer than 1"), ('{"version": 1}', "damaged")):
+        with pytest.raises(WeightsError, match=expected) as caught:
+            About.from_json(text, "it")
+        assert isinstance(caught.value, DPSegError)
