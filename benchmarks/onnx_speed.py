@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -57,38 +57,38 @@ def main() -> int:
         photo, prompts, model = folder / "photo.jpg", folder / "set.safetensors", folder / "lite.onnx"
         Image.open(ROOT / "examples" / "coffee.jpg").resize((640, 480)).save(photo)
         keep = ["--save-prompts", str(prompts), "--out", str(folder / "first")]
-        quiet = {"cwd": ROOT, "check": True, "stdout": subprocess.DEVNULL}
-        subprocess.run([*DPSEG, "predict", str(photo), *words, *keep], **quiet)  # type: ignore[call-overload]
-        subprocess.run([*DPSEG, "export", "--out", str(model)], **quiet)  # type: ignore[call-overload]
+        for command in (["predict", str(photo), *words, *keep], ["export", "--out", str(model)]):
+            subprocess.run([*DPSEG, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         out = ["--out", str(folder / "out"), "--format", "png,json"]
         with_prompts = ["--prompts", str(prompts), *out]
         commands = {
             "torch": [*DPSEG, "predict", str(photo), *with_prompts, "--no-refine"],
             "onnxruntime": [sys.executable, "-m", "dpseg.onnx_runner", str(model), str(photo), *with_prompts],
         }
-        rows = segmenters(photo, prompts, model)
-        labels = {name: segment().labels for name, segment in rows.items()}  # the first runs do not count
-        figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in rows}
+        fresh: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(asked.runs):  # in turn, so that a change of the machine's load meets both
+            for name, command in commands.items():
+                fresh[name].append(timed(command, folder / "cache")[:2])
+        rows = segmenters(photo, prompts, model)  # torch comes into this process: a child's peak would count it
+        labels = {name: segment().labels for name, segment in rows.items()}  # the first runs do not count
+        warm: dict[str, list[float]] = {name: [] for name in rows}
+        for _ in range(asked.runs):
             for name, segment in rows.items():
                 start = time.perf_counter()
                 segment()
-                warm = time.perf_counter() - start
-                whole, memory, _ = timed(commands[name], folder / "cache")
-                figures[name].append((warm, whole, memory))
-    print(
-        "| | s a photo | min to max | fresh process, s | min to max | its peak memory, GB |\n|---|---|---|---|---|---|"
-    )
-    for name, values in figures.items():
-        warm, whole, memory = zip(*values, strict=True)
-        cells = [cell for row in (warm, whole) for cell in (f"{statistics.median(row):.3f}", spread(row))]
+                warm[name].append(time.perf_counter() - start)
+    print("| | s a photo | min to max | fresh process, s | min to max | its peak memory, GB |")
+    print("|---|---|---|---|---|---|")
+    for name, values in fresh.items():
+        whole, memory = zip(*values, strict=True)
+        cells = [cell for row in (warm[name], whole) for cell in (f"{statistics.median(row):.3f}", spread(row))]
         print(f"| {name} | {' | '.join(cells)} | {statistics.median(memory):.2f} |")
     agree = float((labels["torch"] == labels["onnxruntime"]).mean())
     print(f"\n{os.cpu_count()} cores, {asked.runs} runs; {agree:.2%} of the labels agree")
     return int(agree < AGREE)
 
 
-def spread(row: tuple[float, ...]) -> str:
+def spread(row: Sequence[float]) -> str:
     """Returns the smallest and the largest."""
     return f"{min(row):.3f} to {max(row):.3f}"
 

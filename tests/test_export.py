@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from torch.export import ExportedProgram
 
 from dpseg.cli import run
-from dpseg.config import ModelConfig
 from dpseg.exporting import graph, parity
 from dpseg.exporting.about import KEY, PROMPT_INPUTS, About
 from dpseg.exporting.session import OnnxSession
 from dpseg.matching import Matching
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
+from exported import CONFIG, exported_folder, tiny_model
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-CONFIG = ModelConfig(
-    encoder="tiny",
-    image_size=64,
-    keep_aspect=True,
-    templates=2,
-    logit_scale=10.0,
-    widths=(16, 12, 8, 8),
-    image_widths=(4, 4, 4),
-    heads=2,
-    tune_encoder=False,
-    mirrored_scales=(0.75,),
-    decode_classes=4,
-    presence=0.5,
-)
 
-
-def tiny_model(config: ModelConfig = CONFIG, seed: int = 0) -> DPSeg:
-    """A model whose decoder says something, as after training."""
-    torch.manual_seed(seed)
-    model = DPSeg(config).eval()
-    torch.nn.init.normal_(model.decoder.head.weight, std=0.3)
-    return model
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return exported_folder() / "tiny"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().save_pretrained(folder)
-    return folder
+def program() -> ExportedProgram:
+    return graph.trace(tiny_model(), None)
 
 
 @pytest.fixture(scope="module")
-def open_model(folder: Path) -> OnnxSession:
-    path = folder.parent / "open.onnx"
-    assert run(["export", "--model", str(folder), "--out", str(path)]) == 0
-    return OnnxSession(path)
+def open_model() -> OnnxSession:
+    return OnnxSession(exported_folder() / "model.onnx")
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 64), (2, 32, 32), (40, 32, 160), (5, 160, 96)])
@@ -68,7 +47,7 @@ def test_size_and_number_of_classes_are_free(open_model: OnnxSession, count: int
     with torch.no_grad():
         plain = DPSeg.decode_plainly(graph.one_view(model), model.encoder.pyramid(image), prompts)
     found = open_model(image.numpy(), tensors)
-    assert found.shape == (1, count, height // 4, width // 4)
+    assert found.shape == (1, count, height // 16, width // 16)
     assert float(plain.std()) > 0.1
     assert parity.difference(plain, torch.from_numpy(found)) < parity.TOLERANCE
 
@@ -81,45 +60,56 @@ def test_the_file_says_what_it_is(open_model: OnnxSession) -> None:
 
 
 def test_classes_are_frozen_in(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "frozen.onnx"
+    path, extra = tmp_path / "frozen.pt2", {KEY: ""}
     words = ["--text", "cat", "--text", "couch, sofa", "--text", "wall"]
-    assert run(["export", "--model", str(folder), "--out", str(path), *words]) == 0
+    assert run(["export", "--model", str(folder), "--out", str(path), "--format", "torch-export", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["3 classes at 64 x 64", "3 classes at 64 x 32"]
+    assert [line.split(":")[0] for line in lines[:2]] == ["3 classes at 64 x 64", "3 classes at 96 x 64"]
     assert "for 3 classes" in lines[2]
-    session = OnnxSession(path)
-    assert session.about.names == ("cat", "couch", "wall")
-    assert session.about.sources == (("text",),) * 3
-    assert session(np.zeros((1, 3, 32, 64), np.float32)).shape == (1, 3, 8, 16)
+    frozen = torch.export.load(path, extra_files=extra).module()
+    about = About.from_json(str(extra[KEY]), "it")
+    assert (about.names, about.sources) == (("cat", "couch", "wall"), (("text",),) * 3)
+    assert frozen(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 4, 6)
 
 
-def test_torch_reads_the_other_format(folder: Path, tmp_path: Path) -> None:
-    path, extra = tmp_path / "model.pt2", {KEY: ""}
-    assert run(["export", "--model", str(folder), "--out", str(path), "--format", "torch-export"]) == 0
-    program = torch.export.load(path, extra_files=extra)
+def test_torch_reads_the_other_format(program: ExportedProgram) -> None:
+    model = tiny_model()
+    content, extra = graph.to_torch(program, graph.about(model, "tiny", None)), {KEY: ""}
+    loaded = torch.export.load(io.BytesIO(content), extra_files=extra)
     assert About.from_json(str(extra[KEY]), "it").image_size == 64
-    model, image = tiny_model(), torch.rand(1, 3, 96, 32)
-    prompts = graph.random_prompts(model, 11)
+    assert not any("text_projection" in name for name in loaded.state_dict)  # nothing that the graph does not read
+    image, prompts = torch.rand(1, 3, 96, 64), graph.random_prompts(model, 11)
     with torch.no_grad():
         plain = graph.one_view(model).decode_plainly(model.encoder.pyramid(image), prompts)
-    assert parity.difference(plain, program.module()(image, *graph.prompt_tensors(prompts))) < parity.TOLERANCE
+        found = loaded.module()(image, *graph.prompt_tensors(prompts))
+    assert parity.difference(plain, found) < parity.TOLERANCE
 
 
-def test_sed_is_exported(tmp_path: Path) -> None:
-    sed = replace(CONFIG, fusion="text", guidance="cost_chain", spatial="depthwise9", logit_scale=0.0)
-    model = tiny_model(sed)
-    content = graph.to_onnx(graph.trace(model, None), graph.about(model, "sed", None))
-    assert max(one.difference for one in parity.compare(model, None, parity.onnx_runner(content))) < parity.TOLERANCE
+def test_sed_with_frozen_classes_is_exported() -> None:
+    model = tiny_model(replace(CONFIG, fusion="text", guidance="cost_chain", spatial="depthwise9", logit_scale=0.0))
+    prompts = PromptSet(("a", "b", "c"), graph.random_prompts(model, 3), "print")
+    program = graph.trace(model, prompts.embeddings)
+    content = graph.to_onnx(program, graph.about(model, "sed", prompts))
+    assert OnnxSession(content).about.names == ("a", "b", "c")
+    found = parity.compare(model, prompts.embeddings, parity.onnx_runner(content))
+    assert [(one.classes, one.width) for one in found] == [(3, 64), (3, 96)]
+    assert max(one.difference for one in found) < parity.TOLERANCE
 
 
 def test_a_file_that_differs_is_not_written(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    program: ExportedProgram,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "model.pt2"
-    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
-    words = ["--text", "cat", "--format", "torch-export"]
-    assert run(["export", "--model", str(folder), "--out", str(path), *words]) == 1
-    assert "and at most -1 is let pass; nothing is written" in capsys.readouterr().err
+    monkeypatch.setattr(graph, "trace", lambda *_: program)
+    monkeypatch.setattr(parity, "difference", lambda *_: 2e-4)
+    assert run(["export", "--model", str(folder), "--out", str(path), "--format", "torch-export"]) == 1
+    said = capsys.readouterr()
+    assert "20 classes at 96 x 64: differs by 2.0e-04 of the largest logit" in said.out
+    assert said.err.endswith("differs from the model by 2.0e-04, and at most 0.0001 is let pass; nothing is written\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -134,8 +124,7 @@ def test_differences_are_seen() -> None:
 
 
 def test_prompts_of_another_model_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tiny_model()
-    prompts = PromptSet(("a", "b"), graph.random_prompts(model, 2), "another")
+    prompts = PromptSet(("a", "b"), graph.random_prompts(tiny_model(), 2), "another")
     path = prompts.save(tmp_path / "set.safetensors")
     status = run(["export", "--model", str(folder), "--out", str(tmp_path / "m.onnx"), "--prompts", str(path)])
     assert (status, "another model" in capsys.readouterr().err) == (2, True)

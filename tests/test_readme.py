@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "predict",
     "batch",
+    "export",
     "evaluate",
     "train",
     "info",

@@ -1,12 +1,20 @@
-"""Label maps in the formats of other programs: COCO's masks and panoptic maps, Label Studio's brush masks."""
+"""Label maps in the formats of other programs: palette PNG, COCO's masks and panoptic maps, Label Studio's brushes.
+
+Everywhere labels are int32 (H, W): index of a class, or -1 where there is none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
+from dpseg import __version__
+from dpseg.palette import palette
 
 Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -15,6 +23,64 @@ BRUSH, BRUSH_IMAGE = "tag", "image"
 """Names of the brush and the picture in Label Studio's own template for semantic segmentation with masks."""
 
 _RUN_BITS = (4, 8, 12, 16)  # in so many bits a run's length can be written: the fewest are taken
+
+
+def label_picture(labels: Labels, count: int) -> Image.Image:
+    """Returns the labels of so many classes as a palette picture, 255 = none.
+
+    Where 8 bits cannot hold the classes and none, it is a 16-bit grey one, 65535 = none.
+    """
+    if count > 255:
+        return Image.fromarray(np.where(labels < 0, 65535, labels).astype(np.uint16))
+    picture = Image.fromarray(np.where(labels < 0, 255, labels).astype(np.uint8)).convert("L")
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[:count] = palette(max(1, count))[:count]
+    picture.putpalette(colours.tobytes())
+    return picture
+
+
+def coco_file(
+    size: tuple[int, ...], source: str | None, annotations: list[dict[str, Any]], categories: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns a COCO file of one picture.
+
+    Args:
+        size: height and width in pixels.
+        source: path of the picture, of which the name is written; None: it has none.
+        annotations: of image 1.
+        categories: that they are of.
+    """
+    return {
+        "info": {"description": f"Segmented by dpseg {__version__}"},
+        "images": [{"id": 1, "file_name": Path(source or "image").name, "width": size[1], "height": size[0]}],
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def coco_categories(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns all classes as COCO's categories: an id is the label plus 1."""
+    return [{"id": index + 1, "name": name} for index, name in enumerate(names)]
+
+
+def coco_annotations(
+    labels: Labels, found: Mapping[int, str], scores: Mapping[str, float], by_region: bool
+) -> list[dict[str, Any]]:
+    """Returns a mask for each class, or for each of its connected regions, as COCO's annotations of image 1.
+
+    Args:
+        labels: as above.
+        found: names of the classes that are there, by index.
+        scores: of each name, in [0, 1].
+        by_region: one for each region, largest first.
+    """
+    annotations: list[dict[str, Any]] = []
+    for index, name in found.items():
+        mask = labels == index
+        for part in regions(mask) if by_region else [mask]:
+            shape = {"id": len(annotations) + 1, "image_id": 1, "category_id": index + 1, "iscrowd": 0}
+            annotations.append(shape | coco_mask(part) | {"score": round(scores[name], 4)})
+    return annotations
 
 
 def regions(mask: Mask) -> list[Mask]:
@@ -53,9 +119,6 @@ def panoptic_map(labels: Labels) -> npt.NDArray[np.uint8]:
 def panoptic_segments(labels: Labels) -> list[dict[str, Any]]:
     """Lists the segments of `panoptic_map`: one for each class that is there, whatever its regions, as of stuff.
 
-    Args:
-        labels: (H, W), index of a class, or -1.
-
     Returns:
         For each its id, category_id (the label + 1), area in pixels, bbox (x, y, width, height) and iscrowd, 0.
     """
@@ -75,29 +138,40 @@ def panoptic_segments(labels: Labels) -> list[dict[str, Any]]:
     return segments
 
 
-def label_studio_results(labels: Labels, names: Mapping[int, str], scores: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Returns the regions of a pre-annotation for Label Studio: a brush mask for each class.
+def panoptic_categories(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns all classes as categories of a panoptic file, none of them a thing."""
+    colours = palette(max(1, len(names))).tolist()
+    more = [{"supercategory": name, "isthing": 0, "color": colours[index]} for index, name in enumerate(names)]
+    return [category | rest for category, rest in zip(coco_categories(names), more, strict=True)]
+
+
+def label_studio_task(
+    labels: Labels, found: Mapping[int, str], scores: Mapping[str, float], source: str | None
+) -> dict[str, Any]:
+    """Returns a task for Label Studio whose pre-annotation is a brush mask for each class.
 
     Args:
-        labels: (H, W), index of a class, or -1.
-        names: of the classes that are there, by index.
+        labels: as above.
+        found: names of the classes that are there, by index.
         scores: of each name, in [0, 1].
+        source: path of the picture, of which the name is written; None: it has none.
     """
-    height, width = labels.shape
-    return [
+    results = [
         {
             "id": f"dpseg-{index}",
             "type": "brushlabels",
             "from_name": BRUSH,
             "to_name": BRUSH_IMAGE,
-            "original_width": width,
-            "original_height": height,
+            "original_width": labels.shape[1],
+            "original_height": labels.shape[0],
             "image_rotation": 0,
             "score": round(scores[name], 4),
             "value": {"format": "rle", "rle": brush_mask(labels == index), "brushlabels": [name]},
         }
-        for index, name in names.items()
+        for index, name in found.items()
     ]
+    prediction = {"model_version": f"dpseg {__version__}", "result": results}
+    return {"data": {BRUSH_IMAGE: Path(source or "image").name}, "predictions": [prediction]}
 
 
 def brush_mask(mask: Mask) -> list[int]:

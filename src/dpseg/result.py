@@ -14,19 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dpseg import __version__
+from dpseg import __version__, interchange
 from dpseg.draw import found_entries, overlay
 from dpseg.errors import ConfigError, PromptError, did_you_mean
 from dpseg.files import make_folder, write_atomically
-from dpseg.interchange import (
-    BRUSH_IMAGE,
-    coco_mask,
-    label_studio_results,
-    panoptic_map,
-    panoptic_segments,
-    regions,
-)
-from dpseg.palette import palette
 
 if TYPE_CHECKING:  # torch is not needed to look at a result
     from dpseg.model.class_logits import Decoded
@@ -184,15 +175,10 @@ class Segmentation:
         Args:
             by_region: one annotation for each connected region (8 neighbours) instead of one for each class.
         """
-        height, width = self.labels.shape
-        annotations: list[dict[str, Any]] = []
-        for name in self.areas:
-            index = self.names.index(name)
-            for mask in regions(self.mask(name)) if by_region else [self.mask(name)]:
-                shape = {"id": len(annotations) + 1, "image_id": 1, "category_id": index + 1, "iscrowd": 0}
-                annotations.append(shape | coco_mask(mask) | {"score": round(self.confidences[name], 4)})
-        categories = [{"id": index + 1, "name": name} for index, name in enumerate(self.names)]
-        return self._coco_file(annotations, categories)
+        annotations = interchange.coco_annotations(self.labels, self._found(), self.confidences, by_region)
+        return interchange.coco_file(
+            self.labels.shape, self.source, annotations, interchange.coco_categories(self.names)
+        )
 
     def to_panoptic(self, file_name: str | None = None) -> dict[str, Any]:
         """Returns the segmentation in COCO's panoptic format; the map itself is `panoptic_picture`.
@@ -202,31 +188,22 @@ class Segmentation:
         Args:
             file_name: of the map; None: as `save` names it.
         """
-        height, width = self.labels.shape
-        categories = [
-            {"id": index + 1, "name": name, "supercategory": name, "isthing": 0, "color": colour}
-            for index, (name, colour) in enumerate(zip(self.names, palette(len(self.names)).tolist(), strict=True))
-        ]
-        annotation = {
-            "image_id": 1,
-            "file_name": file_name or self._stem() + PANOPTIC_MAP,
-            "segments_info": panoptic_segments(self.labels),
-        }
-        return self._coco_file([annotation], categories)
+        name = file_name or self._stem() + PANOPTIC_MAP
+        annotation = {"image_id": 1, "file_name": name, "segments_info": interchange.panoptic_segments(self.labels)}
+        return interchange.coco_file(
+            self.labels.shape, self.source, [annotation], interchange.panoptic_categories(self.names)
+        )
 
     def panoptic_picture(self) -> Image.Image:
         """Returns COCO's panoptic map, RGB (H, W): R + 256 G + 65536 B is the label value plus 1; 0 = none."""
-        return Image.fromarray(panoptic_map(self.labels))
+        return Image.fromarray(interchange.panoptic_map(self.labels))
 
     def to_label_studio(self) -> list[dict[str, Any]]:
         """Returns a task for Label Studio with one brush mask a class as pre-annotation; a list, as its import takes.
 
         `data.image` is the photo's file name: put the address in its place under which Label Studio finds the photo.
         """
-        found = {self.names.index(name): name for name in self.areas}
-        results = label_studio_results(self.labels, found, self.confidences)
-        prediction = {"model_version": f"dpseg {__version__}", "result": results}
-        return [{"data": {BRUSH_IMAGE: Path(self.source or "image").name}, "predictions": [prediction]}]
+        return [interchange.label_studio_task(self.labels, self._found(), self.confidences, self.source)]
 
     def save(
         self,
@@ -271,7 +248,7 @@ class Segmentation:
             stem: as for `save`.
         """
         if name == "png":
-            return _png(_label_picture(self.labels, len(self.names)))
+            return _png(interchange.label_picture(self.labels, len(self.names)))
         if name == "overlay":
             return _png(self.plot())
         if name == "npz":
@@ -281,23 +258,21 @@ class Segmentation:
                 buffer, labels=self.labels, logits=self.logits, names=np.array(self.names), classes=rows
             )
             return buffer.getvalue()
-        if name == "panoptic":
-            content: object = self.to_panoptic(None if stem is None else stem + PANOPTIC_MAP)
-        else:
-            content = {"coco": self.to_coco, "labelstudio": self.to_label_studio}.get(name, self.to_dict)()
+        content: object = self.to_dict()
+        if name == "coco":
+            content = self.to_coco()
+        elif name == "panoptic":
+            content = self.to_panoptic(None if stem is None else stem + PANOPTIC_MAP)
+        elif name == "labelstudio":
+            content = self.to_label_studio()
         return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
     def _stem(self) -> str:
         return Path(self.source).stem if self.source else "image"
 
-    def _coco_file(self, annotations: list[dict[str, Any]], categories: list[dict[str, Any]]) -> dict[str, Any]:
-        height, width = self.labels.shape
-        return {
-            "info": {"description": f"Segmented by dpseg {__version__}"},
-            "images": [{"id": 1, "file_name": Path(self.source or "image").name, "width": width, "height": height}],
-            "annotations": annotations,
-            "categories": categories,
-        }
+    def _found(self) -> dict[int, str]:
+        """Returns the classes that were found, by index, largest first."""
+        return {self.names.index(name): name for name in self.areas}
 
     def _index(self, name: str) -> int:
         if name not in self.names:
@@ -323,14 +298,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)  # twice as fast as the default, 5 % larger
     return buffer.getvalue()
-
-
-def _label_picture(labels: npt.NDArray[np.int32], count: int) -> Image.Image:
-    """Returns the label map as a palette picture, or a 16-bit grey one when 8 bits cannot hold the classes and none."""
-    if count > 255:
-        return Image.fromarray(np.where(labels < 0, 65535, labels).astype(np.uint16))
-    picture = Image.fromarray(np.where(labels < 0, 255, labels).astype(np.uint8)).convert("L")
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[:count] = palette(max(1, count))[:count]
-    picture.putpalette(colours.tobytes())
-    return picture

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dpseg.video.segment import VideoOptions, VideoSegmentation
 
 _USUAL = ("png", "json", "overlay")  # the formats of photos where none are asked for
+_LONG = 100  # a video of so many frames says how far it is where there is no bar
 
 
 def find_videos(patterns: Sequence[str], out: Path) -> list[Path]:
@@ -35,7 +36,7 @@ def find_videos(patterns: Sequence[str], out: Path) -> list[Path]:
 
     Raises:
         ConfigError: both photos and videos are named.
-        ImageError: a video that is named is not there.
+        ImageError: a video that is named is not there, or only an earlier run's are.
     """
     named = [pattern for pattern in patterns if Path(pattern).suffix.lower() in SUFFIXES and not Path(pattern).is_dir()]
     others = [pattern for pattern in patterns if pattern not in named]
@@ -48,7 +49,10 @@ def find_videos(patterns: Sequence[str], out: Path) -> list[Path]:
         if not matches:
             raise ImageError(f"{pattern}: no such file; check the path")
         found |= dict.fromkeys(matches)
-    return without_results(sorted(found), named, out)
+    videos = without_results(sorted(found), named, out)
+    if named and not videos:
+        raise ImageError(f"{named[0]}: matches only what lies in the output folder {out}; choose another with --out")
+    return videos
 
 
 def check_video(formats: Sequence[str], tiling: Tiling | None, smooth: float) -> tuple[str, ...]:
@@ -132,5 +136,5 @@ def _predict_one(
 ) -> VideoSegmentation:
     from dpseg.video.segment import segment_video
 
-    with open_clip(video) as clip, progress(console, clip.expected, "frames", lines=clip.expected > 1) as advance:
+    with open_clip(video) as clip, progress(console, clip.expected, "frames", lines=clip.expected >= _LONG) as advance:
         return segment_video(segmenter, clip, prompts, *place, options, formats, advance)

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from dpseg import __version__
 from dpseg.errors import ConfigError
@@ -160,18 +161,34 @@ def trace(model: DPSeg, prompts: PromptEmbeddings | None) -> ExportedProgram:
     Raises:
         ConfigError: As `one_view`.
     """
-    stride = model.encoder.strides[-1]
+    stride = model.encoder.strides[-1]  # an ONNX file takes one row and one class too, torch.export guards against them
     most = MAX_ASPECT * MAX_SIZE // stride
-    height, width = stride * Dim("rows", min=1, max=most), stride * Dim("columns", min=1, max=most)
+    height, width = stride * Dim("rows", min=2, max=most), stride * Dim("columns", min=2, max=most)
     shapes: list[dict[int, object]] = [{2: height, 3: width}]
     image = torch.rand(1, 3, 3 * stride, 5 * stride, generator=torch.Generator().manual_seed(0))
     inputs: tuple[Tensor, ...] = (image,)
     graph: nn.Module = OpenGraph(model) if prompts is None else FrozenGraph(model, prompts)
     if prompts is None:
-        classes = Dim("classes", min=1, max=MAX_CLASSES)
+        classes = Dim("classes", min=2, max=MAX_CLASSES)
         inputs += prompt_tensors(random_prompts(model, 7))
         shapes += [{0: classes} for _ in PROMPT_INPUTS]
-    return torch.export.export(graph, inputs, dynamic_shapes=tuple(shapes), strict=False)
+    return _without_unused(torch.export.export(graph, inputs, dynamic_shapes=tuple(shapes), strict=False))
+
+
+def _without_unused(program: ExportedProgram) -> ExportedProgram:
+    """Drops the tensors that the graph does not read, in place: the text encoder's, and those of visual prompts."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    specs = program.graph_signature.input_specs
+    for spec in list(specs):
+        node = nodes[spec.arg.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and not node.users:
+            assert spec.target is not None
+            program.graph.erase_node(node)
+            specs.remove(spec)
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)  # where buffers are that are not saved
+    program.graph_module.recompile()
+    return program
 
 
 def to_onnx(program: ExportedProgram, facts: About) -> bytes:
@@ -185,7 +202,8 @@ def to_onnx(program: ExportedProgram, facts: About) -> bytes:
         exported = torch.onnx.export(program, output_names=["logits"], dynamo=True, verbose=False, external_data=False)
     assert exported is not None
     exported.model.metadata_props[KEY] = facts.to_json()
-    return exported.model_proto.SerializeToString()
+    content: bytes = exported.model_proto.SerializeToString()
+    return content
 
 
 def to_torch(program: ExportedProgram, facts: About) -> bytes:

@@ -70,7 +70,7 @@ def torch_runner(content: bytes) -> Runner:
     return run
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def compare(model: DPSeg, frozen: PromptEmbeddings | None, run: Runner) -> list[Comparison]:
     """Runs the model and an exported file at two sizes and, where the prompts are inputs, with two numbers of classes.
 
@@ -103,5 +103,5 @@ def _sizes(model: DPSeg) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns heights and widths in pixels: the model's square, and something small and broad."""
     stride = model.encoder.strides[-1]
     side = max(1, round(model.config.image_size / stride))
-    low, broad = max(1, side // 3), max(2, side // 2 + 1)
+    low, broad = max(2, side // 3), max(3, side // 2 + 1)
     return (side * stride, side * stride), (low * stride, broad * stride)

@@ -54,7 +54,7 @@ def mirrored_views(image: Floats, about: About) -> Iterator[Floats]:
     mirrored = np.ascontiguousarray(image[0, :, :, ::-1])
     for scale in about.mirrored_scales:
         height, width = scaled_size(image.shape[-2:], scale, about.stride)
-        channels = (Image.fromarray(channel, mode="F") for channel in mirrored)
+        channels = (Image.fromarray(channel) for channel in mirrored)
         resized = [np.asarray(channel.resize((width, height), Image.Resampling.BILINEAR)) for channel in channels]
         yield np.stack(resized).astype(np.float32)[None]
 

@@ -103,7 +103,7 @@ class Clip:
             except FFmpegError:  # of one packet; or of the file, and then there is no next packet
                 self._damaged.append(self._end)
                 continue
-            yield from pictures  # type: ignore[misc]
+            yield from pictures
 
     def _said_length(self) -> float | None:
         """Returns how long the file says that the video is, in seconds."""
@@ -153,6 +153,6 @@ def av_library() -> Any:
 
 
 def _upright(picture: VideoFrame) -> Image.Image:
-    image: Image.Image = picture.to_image()
+    image: Image.Image = picture.to_image()  # type: ignore[no-untyped-call]
     turn = round(picture.rotation / 90) * 90 % 360
     return image.transpose(_TURNS[turn]) if turn else image

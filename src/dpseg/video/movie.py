@@ -14,8 +14,11 @@ from dpseg.errors import OutputError
 from dpseg.files import output_error
 from dpseg.video.clip import av_library
 
-_CLOCK = 90_000  # ticks a second; it divides the usual frame rates
-_OPTIONS = {"libx264": {"crf": "20", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}  # the better one first
+_CLOCK = 60_000  # ticks a second: it divides the usual frame rates, and MPEG-4 has 16 bits for it
+_CODECS = {
+    "libx264": {"crf": "20", "preset": "veryfast"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 of 1 to 31, times FFmpeg's 118
+}  # the better one first
 _BT709 = 1  # H.273's number for the primaries, the curve and the matrix of HD video
 
 
@@ -41,10 +44,10 @@ class Movie:
         self._library = library = av_library()
         self._path, self._last = path, -1
         self.size = max(2, size[0] // 2 * 2), max(2, size[1] // 2 * 2)
-        codec = next(name for name in _OPTIONS if name in library.codecs_available)
+        codec = next(name for name in _CODECS if name in library.codecs_available)
         try:
             self._file = library.open(str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"})
-            self._stream = self._file.add_stream(codec, rate.limit_denominator(1001), options=_OPTIONS[codec])
+            self._stream = self._file.add_stream(codec, rate.limit_denominator(1001), options=_CODECS[codec])
         except (OSError, library.FFmpegError) as error:
             raise self._failed(error) from error
         self._stream.width, self._stream.height = self.size
@@ -67,9 +70,7 @@ class Movie:
         from av.video.reformatter import ColorRange, Colorspace
 
         picture = self._library.VideoFrame.from_image(image.crop((0, 0, *self.size)))
-        picture = picture.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-        )
+        picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         self._last = max(self._last + 1, round(time * _CLOCK))
         picture.pts, picture.time_base = self._last, Fraction(1, _CLOCK)
         try:

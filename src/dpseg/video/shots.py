@@ -52,4 +52,5 @@ def difference(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) 
 def _small(image: Image.Image) -> npt.NDArray[np.float32]:
     """Returns a frame in little, (32, 32, 3) in [0, 1]."""
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2)
-    return np.asarray(small, dtype=np.float32) / 255
+    values: npt.NDArray[np.float32] = np.asarray(small, dtype=np.float32) / np.float32(255)
+    return values
