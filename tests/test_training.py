@@ -14,9 +14,10 @@ from dpseg.errors import ConfigError
 from dpseg.model.cost_volume import cosine_volume
 from dpseg.model.dpseg import DPSeg
 from dpseg.training import losses
+from dpseg.training.average import moving_average
 from dpseg.training.corpus import IGNORE, NONE, load_corpus
 from dpseg.training.export import export
-from dpseg.training.loop import Progress, Setup, Watch, launch, moving_average, prepare
+from dpseg.training.loop import Progress, Setup, Watch, launch, prepare
 from dpseg.training.loop import train as run_training
 from dpseg.training.sampler import Batch
 from miniature import write_set

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from dpseg.model.dpseg import DPSeg
 from dpseg.model.lite import LiteEncoder
 from dpseg.model.warm_start import warm_start
 from dpseg.prompts.text import parse_class, templates
+from dpseg.training.average import moving_average
 from dpseg.training.checkpoint import CHECKPOINT, State, restore, save
 from dpseg.training.corpus import Corpus, load_corpus
 from dpseg.training.lite_setup import fit_encoder
@@ -247,26 +248,6 @@ def train(setup: Setup, fabric: Fabric, resume: bool, log: Log, watch: Watch | N
     if fabric.is_global_zero:
         save(checkpoint, state, config, data)
     return state.averaged.eval()
-
-
-def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Returns how `AveragedModel` averages: an exponential moving average that forgets where it started.
-
-    At step n the average keeps min(decay, (1 + n) / (10 + n)) of itself, as TensorFlow's ExponentialMovingAverage with
-    num_updates. With a fixed decay of 0.998, a model of 250 steps would be the untrained one by three fifths.
-
-    Args:
-        decay: that is reached in the end, in (0, 1).
-    """
-
-    @torch.no_grad()
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        steps = int(count)
-        share = 1 - min(decay, (1 + steps) / (10 + steps))
-        for average, value in zip(averages, values, strict=True):
-            average.lerp_(value, share)
-
-    return update
 
 
 def _batches(setup: Setup, first: int) -> Iterator[Batch]:
