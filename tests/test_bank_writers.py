@@ -132,7 +132,7 @@ def test_a_killed_writer_leaves_what_it_had_written(tmp_path: Path) -> None:
         assert features[0].shape == (size,)
         assert (features[0] == float(key.split()[1])).all()
     found = check_bank(tmp_path)
-    assert (found.problems, found.sound, found.leftovers >= 1) == ((), len(keys), True)
+    assert (found.problems, found.sound) == ((), len(keys))  # leftovers: none, where the kill fell between two entries
     again = start_writer(tmp_path, 0, len(keys) + 1, size)
     _, problems = again.communicate(timeout=120)
     assert again.returncode == 0, problems

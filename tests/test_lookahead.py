@@ -60,8 +60,11 @@ def test_an_error_is_raised_at_its_item() -> None:
 
 
 def test_an_early_end_stops_the_thread() -> None:
+    others = set(threading.enumerate())  # of the tests before, which may not have ended yet
+
     def running() -> int:
-        return sum(thread.name.startswith("dpseg-look-ahead") for thread in threading.enumerate())
+        started = set(threading.enumerate()) - others
+        return sum(thread.name.startswith("dpseg-look-ahead") for thread in started)
 
     pairs = look_ahead(itertools.count(), str, count=2)
     next(pairs)

@@ -16,7 +16,7 @@ function show() {
   timer = setInterval(async () => {
     const seconds = Math.round((Date.now() - began) / 1000);
     const busy = others > 0 ? `, ${others} other ${others > 1 ? "requests" : "request"} in work` : "";
-    if (props.value === message) clock.textContent = `${seconds} s${busy}`;
+    clock.textContent = `${seconds} s${busy}`; // `show` ends the timer, so the message is still this one
     if (seconds % 3 === 1) others = (await server.inside()) - 1;
   }, 1000);
 }
