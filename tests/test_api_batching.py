@@ -19,7 +19,7 @@ from dpseg.errors import PromptError
 from dpseg.photos import load_photo
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from dpseg.serving.batching import ModelThread, PhotoTask
+from dpseg.serving.batching import ModelThreads, PhotoTask
 from dpseg.serving.door import Door
 from dpseg.serving.problems import RequestError
 from dpseg.serving.settings import ServeSettings
@@ -51,7 +51,7 @@ def batches(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 class Held:
     """Holds the model's thread at its first task until `release`."""
 
-    def __init__(self, thread: ModelThread) -> None:
+    def __init__(self, thread: ModelThreads) -> None:
         self._gate, begun = threading.Event(), threading.Event()
 
         def wait_here() -> Any:
@@ -66,8 +66,8 @@ class Held:
 
 
 @pytest.fixture
-def thread(segmenter: Segmenter) -> Iterator[ModelThread]:
-    started = ModelThread(segmenter, batch_size=3)
+def thread(segmenter: Segmenter) -> Iterator[ModelThreads]:
+    started = ModelThreads(segmenter, batch_size=3, workers=1)
     started.start()
     yield started
     started.stop()
@@ -79,7 +79,7 @@ def task(image: Image.Image, prompts: PromptSet, key: str = "colours", backgroun
 
 
 def test_photos_that_are_alike_go_together(
-    thread: ModelThread, prompts: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
+    thread: ModelThreads, prompts: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
 ) -> None:
     held = Held(thread)
     photos = [halves(), halves(64, 64), halves(128, 64), halves(256, 128), halves(128, 64), halves(64, 64)]
@@ -93,7 +93,7 @@ def test_photos_that_are_alike_go_together(
 
 
 def test_other_prompts_and_options_go_apart(
-    thread: ModelThread, prompts: PromptSet, batches: list[tuple[int, ...]]
+    thread: ModelThreads, prompts: PromptSet, batches: list[tuple[int, ...]]
 ) -> None:
     held = Held(thread)
     futures = [
@@ -111,11 +111,60 @@ def test_other_prompts_and_options_go_apart(
 
 
 def test_a_cpu_takes_one_photo_at_a_time(segmenter: Segmenter) -> None:
-    assert ModelThread(segmenter).batch_size == 1
+    assert ModelThreads(segmenter, workers=1).batch_size == 1
+
+
+def test_a_cpu_works_on_a_photo_a_core(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers in ((1, 1), (2, 2), (16, 4)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert ModelThreads(segmenter).workers == workers
+
+
+def test_photos_at_work_share_the_cores(
+    segmenter: Segmenter, prompts: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = segmenter(halves(), prompts=prompts).labels
+    before, seen = torch.get_num_threads(), list[int]()
+    together, original = threading.Barrier(2), segmenter.model.encode
+
+    def encode(images: torch.Tensor) -> Any:
+        seen.append(torch.get_num_threads())
+        together.wait(30)  # both are here, or this fails
+        return original(images)
+
+    monkeypatch.setattr(segmenter.model, "encode", encode)
+    threads = ModelThreads(segmenter, workers=2)
+    threads.cores = 4
+    futures = [threads.segment(task(halves(), prompts)) for _ in range(2)]
+    try:
+        threads.start()
+        assert all(np.array_equal(future.result(30).labels, expected) for future in futures)
+        assert seen == [2, 2]
+        together = threading.Barrier(1)
+        assert np.array_equal(threads.segment(task(halves(), prompts)).result(30).labels, expected)
+        assert seen == [2, 2, 4]
+        assert torch.get_num_threads() == before, "of those threads alone"
+    finally:
+        threads.stop()
+        torch.set_num_threads(before)  # new threads take the number that any thread chose last
+
+
+def test_classes_are_encoded_one_at_a_time_beside_photos(segmenter: Segmenter, prompts: PromptSet) -> None:
+    threads = ModelThreads(segmenter, workers=2)
+    threads.start()
+    try:
+        held = Held(threads)
+        second = threads.encode(lambda: prompts)
+        assert threads.segment(task(halves(), prompts)).result(30).names == ("red", "blue")
+        assert not second.done()
+        held.release()
+        assert second.result(30) is prompts
+    finally:
+        threads.stop()
 
 
 def test_what_is_cancelled_is_not_computed(
-    thread: ModelThread, prompts: PromptSet, batches: list[tuple[int, ...]]
+    thread: ModelThreads, prompts: PromptSet, batches: list[tuple[int, ...]]
 ) -> None:
     held = Held(thread)
     dropped, kept = (thread.segment(task(halves(), prompts)) for _ in range(2))
@@ -126,7 +175,7 @@ def test_what_is_cancelled_is_not_computed(
 
 
 def test_an_error_is_its_batch_s_alone(
-    thread: ModelThread, prompts: PromptSet, caplog: pytest.LogCaptureFixture
+    thread: ModelThreads, prompts: PromptSet, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(error: BaseException) -> Future[PromptSet]:
         def build() -> PromptSet:
@@ -148,7 +197,7 @@ def test_an_error_is_its_batch_s_alone(
 
 
 def test_a_stop_finishes_what_was_taken(segmenter: Segmenter, prompts: PromptSet) -> None:
-    thread = ModelThread(segmenter)
+    thread = ModelThreads(segmenter, workers=1)
     thread.start()
     held = Held(thread)
     futures = [thread.segment(task(halves(), prompts)) for _ in range(4)]
@@ -184,7 +233,7 @@ def test_the_door_says_when_to_come_again() -> None:
 def test_too_many_requests_are_refused(segmenter: Segmenter, settings: ServeSettings, status: int) -> None:
     with client_of(segmenter, settings) as client, ThreadPoolExecutor() as pool:
         service = client.app.state.service  # type: ignore[attr-defined]
-        held = Held(service.thread)
+        held = Held(service.threads)
         waiting = [pool.submit(colours, client) for _ in range(2)]
         while service.door.count < 2:
             assert not any(future.done() for future in waiting)
@@ -202,7 +251,7 @@ def test_too_many_requests_are_refused(segmenter: Segmenter, settings: ServeSett
 def test_requests_at_once_share_prompts(segmenter: Segmenter, batches: list[tuple[int, ...]]) -> None:
     with client_of(segmenter, ServeSettings(batch_size=2)) as client, ThreadPoolExecutor(8) as pool:
         service = client.app.state.service  # type: ignore[attr-defined]
-        held = Held(service.thread)
+        held = Held(service.threads)
         wide = encoded(halves(256, 64))
         futures = [pool.submit(colours, client, wide if number % 2 else PHOTO) for number in range(8)]
         while service.door.count < 8:
@@ -221,7 +270,7 @@ def test_who_has_hung_up_takes_no_turn(segmenter: Segmenter, batches: list[tuple
     with client_of(segmenter) as client:
         kept = post(client, {"classes": ["cat"]}, None, path="/v1/prompts").json()["id"]
         service = client.app.state.service  # type: ignore[attr-defined]
-        held = Held(service.thread)
+        held = Held(service.threads)
         assert client.portal is not None
         client.portal.call(_hang_up, client.app, kept)
         assert service.door.count == 0
@@ -242,7 +291,7 @@ async def _hang_up(app: Any, kept: str) -> None:
     async def receive() -> Any:
         message = next(messages, None)
         if message is None:
-            while not app.state.service.thread._jobs:
+            while not app.state.service.threads._jobs:
                 await asyncio.sleep(0.01)
         return message or {"type": "http.disconnect"}
 

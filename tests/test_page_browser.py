@@ -238,7 +238,7 @@ def test_while_it_works_the_page_says_so_and_for_how_long(opened: Any, service: 
     page.wait_for_selector("#dp-photo img")
     page.fill("#dp-names textarea", "red, blue")
     held = threading.Event()
-    service.thread.encode(lambda: held.wait(30))
+    service.threads.encode(lambda: held.wait(30))
     page.click("#dp-run")
     wait_for(page, "Looking for these names")
     page.wait_for_function("parseInt(document.querySelector('#dp-status .dp-clock').textContent) >= 2")

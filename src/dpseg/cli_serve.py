@@ -69,6 +69,10 @@ def serve(
     model: options.Model = "dpseg-lite",
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Batches in work at a time. Default: 1 on a GPU, one a core on a CPU, 4 at most."),
+    ] = None,
 ) -> None:
     """Open a page for photos, names and reference pictures; other programs use the same address over HTTP."""
     from dpseg.commands.serve import ServeOptions
@@ -88,6 +92,7 @@ def serve(
         queue=queue,
         per_client=per_client,
         batch_size=batch_size,
+        workers=workers,
         body_seconds=body_seconds,
     )
     asked = ServeOptions(settings, api, host, port, grace, model, device, bank, not no_bank)

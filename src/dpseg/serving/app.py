@@ -103,9 +103,9 @@ _closed = APIRouter()
 
 @_open.get("/healthz", summary="Whether the server works", responses=openapi.STATE)
 def healthz(request: Request) -> State:
-    """Answers as long as the model's thread runs."""
-    if not request.app.state.service.thread.alive:
-        raise RequestError(503, "the model's thread has ended; start the server again")
+    """Answers as long as the model's threads run."""
+    if not request.app.state.service.threads.alive:
+        raise RequestError(503, "a thread of the model has ended; start the server again")
     return State(status="ok")
 
 

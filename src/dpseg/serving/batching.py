@@ -1,7 +1,11 @@
-"""One thread for the model, and requests that wait for it: photos of one size and one task go together.
+"""The threads that use the model, and requests that wait for them: photos of one size and one task go together.
 
 Nobody waits for a batch to fill. While the model works, requests gather; then the first of them goes next, and takes
 along those that wait and are like it. So an idle server answers at once, and a busy one has full batches.
+
+On a CPU several photos are in work at a time, each on its share of the cores: cores that work on a photo together wait
+for each other at every layer, and the longer the more other threads (requests, pictures, answers) come in between. A
+photo that is alone has all cores.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from dpseg.serving.problems import RequestError
 
 Watcher = Callable[[str, int, float], None]
 """Is told of each step of the model: "prompts" or "segment", how many at once, seconds."""
+
+MOST_WORKERS = 4
+"""More photos than that are not in work at a time on a CPU, unless the operator says so: each needs memory."""
 
 _log = logging.getLogger("dpseg.serving")
 
@@ -61,50 +68,65 @@ class _Job:
     future: Future[Any] = field(default_factory=Future)
 
 
-class ModelThread:
-    """The one thread that uses a model. It can be started again after it was stopped."""
+class ModelThreads:
+    """The threads that use a model. They can be started again after they were stopped."""
 
-    def __init__(self, segmenter: Segmenter, batch_size: int | None = None, watcher: Watcher | None = None) -> None:
-        """Prepares the thread; `start` starts it.
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        batch_size: int | None = None,
+        watcher: Watcher | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """Prepares the threads; `start` starts them.
 
         Args:
             segmenter: that nobody else uses meanwhile.
             batch_size: photos at a time; None: `GPU_BATCH` on a GPU, and 1 on a CPU, which gains nothing by more.
-            watcher: is told of each step, in the thread.
+            watcher: is told of each step, in the thread that took it.
+            workers: so many threads, 1 or more; None: 1 on a GPU; on a CPU one a core, `MOST_WORKERS` at most.
         """
+        on_cpu = segmenter.device.type == "cpu"
         self.segmenter = segmenter
-        self.batch_size = batch_size or (1 if segmenter.device.type == "cpu" else GPU_BATCH)
+        self.batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
+        self.cores = torch.get_num_threads()
+        self.workers = workers or (min(self.cores, MOST_WORKERS) if on_cpu else 1)
         self._watcher = watcher or (lambda step, count, seconds: None)
         self._jobs: deque[_Job] = deque()
+        self._busy, self._encoding = 0, False
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether all of them run."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the threads."""
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="dpseg-model", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"dpseg-model-{number}", daemon=True)
+            for number in range(self.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Finishes what was taken, and ends the thread."""
+        """Finishes what was taken, and ends the threads."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def segment(self, task: PhotoTask) -> Future[Segmentation]:
         """Takes a photo. A result that is cancelled before its turn is never computed."""
         return self._put(_Job(task))
 
     def encode(self, build: Callable[[], PromptSet]) -> Future[PromptSet]:
-        """Takes classes to be encoded: a function that does it."""
+        """Takes classes to be encoded: a function that does it. There is one at a time, so that it can keep results."""
         return self._put(_Job(build))
 
     def _put(self, job: _Job) -> Future[Any]:
@@ -112,7 +134,7 @@ class ModelThread:
             if self._stopping:
                 raise RequestError(503, "the server is being stopped; try again soon", {"Retry-After": "5"})
             self._jobs.append(job)
-            self._changed.notify()
+            self._changed.notify_all()
         return job.future
 
     def _run(self) -> None:
@@ -125,38 +147,58 @@ class ModelThread:
     def _step(self) -> bool:
         """Does the next jobs; returns whether there were any. What they held is free when it returns."""
         jobs = self._take()
-        wanted = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        if not wanted:
-            return bool(jobs)
+        if not jobs:
+            return False
         try:
-            results = self._work(wanted)
+            self._answer([job for job in jobs if job.future.set_running_or_notify_cancel()])
+        finally:
+            with self._changed:
+                self._busy -= 1
+                if not isinstance(jobs[0].task, PhotoTask):
+                    self._encoding = False
+                self._changed.notify_all()
+        return True
+
+    def _answer(self, jobs: Sequence[_Job]) -> None:
+        if not jobs:
+            return
+        try:
+            results = self._work(jobs)
         except BaseException as error:  # the thread has to outlive whatever a request does to the model
-            for job in wanted:
+            for job in jobs:
                 job.future.set_exception(_explained(error))
         else:
-            for job, result in zip(wanted, results, strict=True):
+            for job, result in zip(jobs, results, strict=True):
                 job.future.set_result(result)
-        return True
 
     def _take(self) -> list[_Job]:
         """Waits for the next job and returns it with those that go along; none when the thread is to end."""
         with self._changed:
-            while not self._jobs and not self._stopping:
+            while (first := self._next()) is None:
+                if self._stopping and not self._jobs:
+                    return []
                 self._changed.wait()
-            if not self._jobs:
-                return []
-            taken = [self._jobs.popleft()]
-            first = taken[0].task
-            if isinstance(first, PhotoTask):
-                pixels = _pixels(first)
+            self._jobs.remove(first)
+            taken = [first]
+            if isinstance(first.task, PhotoTask):
+                pixels = _pixels(first.task)
                 for job in list(self._jobs):
                     if len(taken) >= self.batch_size or pixels >= BATCH_PIXELS:
                         break
-                    if isinstance(job.task, PhotoTask) and job.task.like == first.like:
+                    if isinstance(job.task, PhotoTask) and job.task.like == first.task.like:
                         self._jobs.remove(job)
                         taken.append(job)
                         pixels += _pixels(job.task)
-            return taken
+            else:
+                self._encoding = True
+            self._busy += 1
+            at_work = min(self.workers, self._busy + len(self._jobs))
+        torch.set_num_threads(max(1, self.cores // at_work))  # of this thread alone
+        return taken
+
+    def _next(self) -> _Job | None:
+        """Returns the first job that can be done now."""
+        return next((job for job in self._jobs if isinstance(job.task, PhotoTask) or not self._encoding), None)
 
     def _work(self, jobs: Sequence[_Job]) -> Sequence[Any]:
         start = time.perf_counter()

@@ -14,7 +14,7 @@ from dpseg.photos import Photo, load_photo
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.result import Segmentation
 from dpseg.segmenter import Segmenter
-from dpseg.serving.batching import ModelThread, PhotoTask
+from dpseg.serving.batching import ModelThreads, PhotoTask
 from dpseg.serving.door import Door
 from dpseg.serving.metrics import Metrics
 from dpseg.serving.pictures import open_picture
@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 
 
 class Service:
-    """A model with its thread, its prompts in memory and its limits. Its methods belong to the event loop's thread.
+    """A model with its threads, its prompts in memory and its limits. Its methods belong to the event loop's thread.
 
     Attributes:
         settings: the limits.
@@ -34,7 +34,7 @@ class Service:
         door: who is inside.
         metrics: figures for monitoring.
         store: saved prompt sets.
-        thread: that uses the model.
+        threads: that use the model.
     """
 
     def __init__(self, settings: ServeSettings, segmenter: Segmenter) -> None:
@@ -49,12 +49,12 @@ class Service:
         self.metrics = Metrics(lambda: self.door.count)
         memory = int(settings.prompts_memory_mb * MEGA)
         self.store = PromptStore(PromptMemory(memory), settings.prompts_dir, settings.max_saved)
-        self.thread = ModelThread(segmenter, settings.batch_size, self._worked)
+        self.threads = ModelThreads(segmenter, settings.batch_size, self._worked, settings.workers)
         self._segmenter = segmenter
         self._latest = PromptMemory(memory)
-        # Photos take up to a hundred times more memory decoded than sent, so only those whose turn is near are: one
-        # batch in the model, one being read, and one being answered.
-        self._decoded = asyncio.Semaphore(2 * self.thread.batch_size + 1)
+        # Photos take up to a hundred times more memory decoded than sent, so only those whose turn is near are: those
+        # in work, as many that wait, and one being answered.
+        self._decoded = asyncio.Semaphore(2 * self.threads.batch_size * self.threads.workers + 1)
 
     @property
     def refines(self) -> bool:
@@ -62,12 +62,12 @@ class Service:
         return self._segmenter.model.config.refine
 
     def start(self) -> None:
-        """Starts the model's thread."""
-        self.thread.start()
+        """Starts the model's threads."""
+        self.threads.start()
 
     def stop(self) -> None:
-        """Finishes what was taken, and ends the thread; blocks until then."""
-        self.thread.stop()
+        """Finishes what was taken, and ends the threads; blocks until then."""
+        self.threads.stop()
 
     async def prompts(self, request: PromptRequest) -> PromptSet:
         """Encodes a caller's classes, or finds them in memory.
@@ -79,7 +79,7 @@ class Service:
         self.metrics.prompted(found is not None)
         if found is not None:
             return found
-        return await asyncio.wrap_future(self.thread.encode(partial(self._encode, request)))
+        return await asyncio.wrap_future(self.threads.encode(partial(self._encode, request)))
 
     async def save(self, request: PromptRequest) -> PromptSet:
         """Encodes a caller's classes and keeps them under `request.key`.
@@ -124,7 +124,7 @@ class Service:
         async with self._decoded:
             photo = await run_in_threadpool(self._read, data)
             task = PhotoTask(photo, prompts, key, refine, background)
-            result = await asyncio.wrap_future(self.thread.segment(task))
+            result = await asyncio.wrap_future(self.threads.segment(task))
             return await run_in_threadpool(answer, result)
 
     def _read(self, data: bytes) -> Photo:
@@ -133,7 +133,7 @@ class Service:
         return load_photo(image, model.config, model.encoder.strides[-1])
 
     def _encode(self, request: PromptRequest) -> PromptSet:
-        """Runs in the model's thread; of several requests of one key that waited, only the first has work to do."""
+        """Runs in one of the model's threads, one at a time; of several requests of one key that waited, only the first has work to do."""
         found = self._latest.get(request.key)
         if found is None:
             found = request.build(self._segmenter)
@@ -143,4 +143,4 @@ class Service:
     def _worked(self, step: str, count: int, seconds: float) -> None:
         self.metrics.worked(step, count, seconds)
         if step == "segment":
-            self.door.worked(seconds / count)
+            self.door.worked(seconds / count / self.threads.workers)

@@ -30,6 +30,7 @@ class ServeSettings:
         queue: requests that are taken at a time, from their first byte to their answer; more are refused with 503.
         per_client: of these, so many of one address; more are refused with 429.
         batch_size: photos that the model takes at a time; None: as suits the device.
+        workers: batches in work at a time; None: as suits the device.
         body_seconds: within which a request has to arrive.
     """
 
@@ -46,6 +47,7 @@ class ServeSettings:
     queue: int = 32
     per_client: int = 16
     batch_size: int | None = None
+    workers: int | None = None
     body_seconds: float = 30.0
 
     def __post_init__(self) -> None:
