@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from predict_speed import timed
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("cat", "coffee cup, cup", "spoon", "wooden table", "saucer, plate", "wall", "sky", "tree")
@@ -66,15 +65,8 @@ def predict(path: Path, out: Path, tile: int) -> tuple[float, float]:
     """Runs `dpseg predict` and returns its seconds and its peak memory in GB."""
     words = [word for name in NAMES for word in ("--text", name)]
     command = [str(Path(sys.executable).parent / "dpseg"), "predict", str(path), *words, "--tile", str(tile)]
-    start = time.perf_counter()
-    process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, env=os.environ)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} ... failed with status {process.returncode}")
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return seconds, usage.ru_maxrss * scale / 1e9
+    seconds, memory, _ = timed([*command, "--out", str(out)])
+    return seconds, memory
 
 
 def main() -> int:

@@ -39,12 +39,11 @@ print(time.perf_counter() - start)
 """
 
 
-def timed(command: list[str], cache: Path) -> tuple[float, float, str]:
-    """Runs a command and returns its seconds, its peak memory in GB, and what it printed."""
+def timed(command: list[str], cache: Path | None = None) -> tuple[float, float, str]:
+    """Runs a command and returns its seconds, its peak memory in GB, and what it printed; None: the user's cache."""
+    environment = os.environ if cache is None else {**os.environ, "DPSEG_CACHE": str(cache)}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "DPSEG_CACHE": str(cache)}, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dpseg.config import ModelConfig, RefineConfig, TrainConfig
+from dpseg.config import ModelConfig, RefineConfig
 from dpseg.model.class_logits import Decoded
 from dpseg.model.dpseg import DPSeg
 from dpseg.photos import Encoded, load_photo
 from dpseg.plain_values import read_yaml
 from dpseg.pretrained import load_pretrained
 from dpseg.prompts.prompt_set import PromptEmbeddings, PromptSet
+from dpseg.recipe import TrainConfig
 from dpseg.refine import Region, refine
 from dpseg.rejection import Rejection
 

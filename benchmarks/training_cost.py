@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpseg.config import TrainConfig
 from dpseg.model.dpseg import DPSeg
 from dpseg.plain_values import read_yaml
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.recipe import TrainConfig
 
 RATES = {"100 TFLOP/s (an A100 or H100 in bf16, at a third of an A100's peak)": 100e12, "15 TFLOP/s (a V100)": 15e12}
 

@@ -22,10 +22,11 @@ from dpseg.ablation.noise import Noise, NoisySegmenter
 from dpseg.ablation.run import is_trained
 from dpseg.ablation.variants import Measurement
 from dpseg.commands.ablate import AblateOptions, ablate
-from dpseg.config import EvalConfig, TrainConfig
+from dpseg.config import EvalConfig
 from dpseg.data.folder import FolderDataset
 from dpseg.errors import ConfigError, DataError
 from dpseg.evaluation.evaluate import evaluate
+from dpseg.recipe import TrainConfig
 from dpseg.segmenter import Segmenter
 from miniature import write_set
 

@@ -21,8 +21,9 @@ from dpseg.ablation.variants import (
     read_tables,
     trainings,
 )
-from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
+from dpseg.recipe import DataSource, TrainConfig
 
 TINY = TrainConfig(ModelConfig(encoder="tiny", templates=1), (DataSource("shapes"),), prompt_mix=(0.3, 0.2, 0.5))
 LITE = replace(TINY, model=replace(TINY.model, encoder="lite"))

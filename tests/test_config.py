@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from dpseg.commands.train import with_overrides
-from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
 from dpseg.plain_values import read_yaml
+from dpseg.recipe import DataSource, TrainConfig
 
 
 def test_every_recipe_in_the_repo_loads() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dpseg.config import TrainConfig
+from dpseg.recipe import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "dpseg"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dpseg.config import DataSource, EvalConfig, ModelConfig, TrainConfig
+from dpseg.config import EvalConfig, ModelConfig
 from dpseg.data.folder import FolderDataset
 from dpseg.evaluation.evaluate import evaluate
+from dpseg.recipe import DataSource, TrainConfig
 from dpseg.segmenter import Segmenter
 from dpseg.training.export import export
 from dpseg.training.loop import launch, prepare, train

@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from dpseg.cli import app, run
-from dpseg.config import ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.pretrained import model_folder
+from dpseg.recipe import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

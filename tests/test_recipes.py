@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dpseg.commands.train import with_overrides
-from dpseg.config import TrainConfig
 from dpseg.plain_values import read_yaml
+from dpseg.recipe import TrainConfig
 from dpseg.training.loop import Progress, launch, prepare, train
 from miniature import write_set
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
+from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 from dpseg.training.sampler import Sampler
 

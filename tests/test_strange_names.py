@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.model.lite import LiteEncoder
+from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.prompt_tables import PromptSource
 from dpseg.training.regions import Regions
 from dpseg.training.sampler import Batch

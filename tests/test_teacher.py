@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dpseg.config import DataSource, ModelConfig, Teacher, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, DataError
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
+from dpseg.recipe import DataSource, Teacher, TrainConfig
 from dpseg.segmenter import Segmenter
 from dpseg.training import teacher as teaching
 from dpseg.training.corpus import IGNORE, NONE, Corpus, load_corpus

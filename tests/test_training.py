@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from dpseg.config import DataSource, ModelConfig, TrainConfig
+from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
 from dpseg.model.cost_volume import cosine_volume
 from dpseg.model.dpseg import DPSeg
+from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training import losses
 from dpseg.training.average import moving_average
 from dpseg.training.corpus import IGNORE, NONE, load_corpus

@@ -24,7 +24,7 @@ from dpseg import __version__
 from dpseg.ablation.noise import Noise, NoisySource
 from dpseg.ablation.tables import Figures
 from dpseg.ablation.variants import Measurement
-from dpseg.config import EvalConfig, PromptKind, TrainConfig
+from dpseg.config import EvalConfig, PromptKind
 from dpseg.data.benchmarks import BENCHMARKS, open_dataset
 from dpseg.data.folder import FolderDataset
 from dpseg.errors import ConfigError, DataError
@@ -37,6 +37,7 @@ from dpseg.evaluation.workers import Job, ModelSource, run_jobs, run_processes
 from dpseg.files import make_folder, write_atomically
 from dpseg.plain_values import read_yaml
 from dpseg.pretrained import model_folder
+from dpseg.recipe import TrainConfig
 from dpseg.training.checkpoint import describe as describe_recipe
 
 REGIONS = "regions.safetensors"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dpseg.config import Fusion, Guidance, PromptKind, TrainConfig
+from dpseg.config import Fusion, Guidance, PromptKind
 from dpseg.errors import ConfigError, did_you_mean
+from dpseg.recipe import TrainConfig
 
 TableName = Literal["prompts", "fusion", "guidance", "templates", "noise", "refinement"]
 TABLES: tuple[TableName, ...] = get_args(TableName)

@@ -27,10 +27,11 @@ from dpseg.commands.places import check_writable
 from dpseg.commands.progress import progress
 from dpseg.commands.train import TrainOptions, with_overrides
 from dpseg.commands.train import train as run_training
-from dpseg.config import EvalConfig, TrainConfig
+from dpseg.config import EvalConfig
 from dpseg.errors import ConfigError
 from dpseg.files import write_atomically
 from dpseg.plain_values import read_yaml
+from dpseg.recipe import TrainConfig
 
 if TYPE_CHECKING:
     from dpseg.ablation.run import Plans

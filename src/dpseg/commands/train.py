@@ -14,10 +14,10 @@ import yaml
 from rich.console import Console
 
 from dpseg.commands.progress import progress
-from dpseg.config import TrainConfig
 from dpseg.errors import ConfigError
 from dpseg.files import write_atomically
 from dpseg.plain_values import read_yaml
+from dpseg.recipe import TrainConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

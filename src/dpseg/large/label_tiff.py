@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpseg import __version__
-from dpseg.files import make_folder, output_error
+from dpseg.files import make_folder, written_beside
 from dpseg.large.strips import label_type, none_value
 from dpseg.large.tiff import tiff_library
 from dpseg.large.windows import Tag
@@ -55,27 +53,22 @@ def write_labels(
         colours[:classes] = palette(max(1, classes))[:classes].astype(np.uint16) * 257
     text = str(none_value(classes))
     nodata = [(_NODATA, _ASCII, len(text) + 1, text, True)] if georeference else []
-    temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.tmp")
-    try:
-        with library.TiffWriter(temporary, bigtiff=width * height * kind.itemsize > _BIG) as file:
-            file.write(
-                _tiles(rows, width, kind),
-                shape=(height, width),
-                dtype=kind,
-                tile=(SIDE, SIDE),
-                compression="zlib",
-                photometric="palette" if classes <= 255 else "minisblack",
-                colormap=colours.T if classes <= 255 else None,
-                extratags=[*georeference, *nodata],
-                software=f"dpseg {__version__}",
-                metadata=None,
-            )
-        temporary.replace(path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with (
+        written_beside(path) as temporary,
+        library.TiffWriter(temporary, bigtiff=width * height * kind.itemsize > _BIG) as file,
+    ):
+        file.write(
+            _tiles(rows, width, kind),
+            shape=(height, width),
+            dtype=kind,
+            tile=(SIDE, SIDE),
+            compression="zlib",
+            photometric="palette" if classes <= 255 else "minisblack",
+            colormap=colours.T if classes <= 255 else None,
+            extratags=[*georeference, *nodata],
+            software=f"dpseg {__version__}",
+            metadata=None,
+        )
     return path
 
 

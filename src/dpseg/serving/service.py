@@ -133,7 +133,7 @@ class Service:
         return load_photo(image, model.config, model.encoder.strides[-1])
 
     def _encode(self, request: PromptRequest) -> PromptSet:
-        """Runs in one of the model's threads, one at a time; of several requests of one key that waited, only the first has work to do."""
+        """Runs in a thread of the model, one at a time: of waiting requests of one key only the first has work."""
         found = self._latest.get(request.key)
         if found is None:
             found = request.build(self._segmenter)

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from dpseg.config import TrainConfig
 from dpseg.errors import ConfigError
 from dpseg.files import write_atomically
 from dpseg.model.dpseg import DPSeg
+from dpseg.recipe import TrainConfig
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpseg.config import DataSource, TrainConfig
 from dpseg.data.benchmarks import find_place, open_dataset
 from dpseg.data.labelled import LabelledSet
 from dpseg.data.pictures import PictureSet
 from dpseg.errors import ConfigError, DataError, did_you_mean
+from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.teacher import NOT_CERTAIN, PseudoLabels
 
 IGNORE = -1

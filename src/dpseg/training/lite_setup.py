@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpseg.config import TrainConfig
 from dpseg.errors import DataError, MissingExtraError
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.text import templates
+from dpseg.recipe import TrainConfig
 from dpseg.training.corpus import Corpus
 from dpseg.training.regions import Regions, encode_pictures
 

@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from dpseg.config import TrainConfig
 from dpseg.errors import ConfigError, MissingExtraError
 from dpseg.files import make_folder
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.lite import LiteEncoder
 from dpseg.model.warm_start import warm_start
 from dpseg.prompts.text import parse_class, templates
+from dpseg.recipe import TrainConfig
 from dpseg.training.average import moving_average
 from dpseg.training.checkpoint import CHECKPOINT, State, restore, save
 from dpseg.training.corpus import Corpus, load_corpus

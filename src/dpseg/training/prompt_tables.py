@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpseg.config import TrainConfig
 from dpseg.model.encoders import Encoder
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.recipe import TrainConfig
 from dpseg.training.regions import Regions
 from dpseg.training.sampler import Batch
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dpseg.config import TrainConfig
 from dpseg.errors import DataError, DPSegError
+from dpseg.recipe import TrainConfig
 from dpseg.training.augment import jitter_colours, resize_crop, resize_labels, uniform
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 

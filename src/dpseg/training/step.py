@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpseg.config import TrainConfig
 from dpseg.model.cost_volume import cosine_volume
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.lite import LiteEncoder
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.recipe import TrainConfig
 from dpseg.training import losses
 from dpseg.training.corpus import IGNORE, Corpus
 from dpseg.training.losses import Weighted

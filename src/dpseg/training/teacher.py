@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpseg.config import Teacher
 from dpseg.errors import ImageError
 from dpseg.files import make_folder, write_atomically
 from dpseg.images import read_mask
 from dpseg.model.fingerprint import weights_fingerprint
 from dpseg.prompts.prompt_set import PromptSet
+from dpseg.recipe import Teacher
 from dpseg.segmenter import Segmenter
 
 NOT_CERTAIN = 65535
