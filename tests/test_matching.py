@@ -74,6 +74,27 @@ def test_positions_beside_the_thing_do_not_count() -> None:
     torch.testing.assert_close(contrast([speck], [other]), contrast([one], [other]))
 
 
+class CornerEncoder(TinyEncoder):
+    """E of a picture is its upper left quarter, so that a turned picture has another E."""
+
+    def pyramid(self, images: Tensor) -> Pyramid:
+        corner = images[..., : images.shape[-2] // 2, : images.shape[-1] // 2]
+        return Pyramid((corner, corner, corner), corner)
+
+
+def test_turned_pictures_are_seen_from_all_sides() -> None:
+    crop, mask = torch.zeros(3, 4, 4), torch.ones(4, 4)
+    crop[0], crop[1, :2, 2:] = 1.0, 0.5  # the upper right quarter has something in it
+    other = picture((1.0, 0.0, 0.3), (1.0, 0.0, 0.3), (1.0, 0.0, 0.3), (1.0, 0.0, 0.3))
+    encoder = CornerEncoder(CONFIG)
+    upright = contrast_rows(encoder, [[(crop, mask)], [other]])
+    assert abs(float(upright[0, 1])) < 1e-5  # unturned, nobody sees it
+    turned = contrast_rows(encoder, [[(crop, mask)], [other]], turned=True)
+    assert float(turned[0, 1]) > 0.1
+    again = contrast_rows(encoder, [[(crop.rot90(1, (1, 2)), mask)], [other]], turned=True)
+    torch.testing.assert_close(again, turned)  # whichever way round it lies
+
+
 def test_words_are_worth_what_they_rank_right() -> None:
     names, pictures = torch.eye(4)[:, None], torch.eye(4)
     assert words_worth(names, [0, 1, 2, 3], pictures) == 1.0
@@ -166,7 +187,12 @@ def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     (data / "val.txt").write_text("photo0\n")
     command = ["evaluate", str(data), "--model", str(folder), "--prompts", "pictures", "--refine", "off"]
     assert run([*command, "--match", "alike", "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["model"]["matching"] == {"contrast": 3.0, "whole": 4.0, "weigh_words": True}
+    assert json.loads(out.read_text())["model"]["matching"] == {
+        "contrast": 3.0,
+        "turned": True,
+        "whole": 4.0,
+        "weigh_words": True,
+    }
     assert run([*command, "--match", "alke"]) == 2
     assert "match 'alke' is unknown; did you mean 'alike'" in capsys.readouterr().err
 

@@ -15,11 +15,14 @@ class Matching(Loadable):
     Attributes:
         contrast: weight of what tells the pictures of a class from those of the other classes, beside T and V, 0 or
             more.
+        turned: for that, pictures are also seen turned by a quarter, a half and three quarters, for things that lie any
+            way round; encoding them takes four times as long.
         whole: weight of what the photo shows as a whole, beside what each position of it shows, 0 or more.
         weigh_words: of classes that have pictures, words count as far as they rank those pictures better than chance.
     """
 
     contrast: float = 0.0
+    turned: bool = False
     whole: float = 0.0
     weigh_words: bool = False
 
@@ -28,7 +31,7 @@ class Matching(Loadable):
             raise ConfigError(f"contrast {self.contrast}, whole {self.whole}: give numbers from 0 on")
 
 
-MATCHINGS = {"plain": Matching(), "alike": Matching(contrast=3.0, whole=4.0, weigh_words=True)}
+MATCHINGS = {"plain": Matching(), "alike": Matching(contrast=3.0, turned=True, whole=4.0, weigh_words=True)}
 """Name -> how prompts are compared: as in the paper, or for classes that look alike, with few things in a photo."""
 
 

@@ -24,11 +24,14 @@ RIDGE = 1.0
 FOCUS = 30.0
 """Of the softmax over a photo's positions, of their largest cosine with any class: how much the likeliest count."""
 
+TURNS = 4
+"""Quarters in which a picture is turned."""
+
 _AT_ONCE = 256  # prompts compared at a time
 
 
 @torch.no_grad()
-def contrast_rows(encoder: Encoder, classes: Iterable[Iterable[tuple[Tensor, Tensor]]]) -> Tensor:
+def contrast_rows(encoder: Encoder, classes: Iterable[Iterable[tuple[Tensor, Tensor]]], turned: bool = False) -> Tensor:
     """Returns for each class the direction of E that tells its pictures from the other classes' pictures.
 
     It is that of Fisher's linear discriminant (Fisher, 1936), with a ridge: the mean of the class less the mean of all
@@ -38,6 +41,7 @@ def contrast_rows(encoder: Encoder, classes: Iterable[Iterable[tuple[Tensor, Ten
     Args:
         encoder: whose image encoder; features are those that the prompts are compared with.
         classes: C classes, each with one picture or more: (3, s, s), RGB in [0, 1], and mask (s, s) in [0, 1].
+        turned: pictures are also seen turned by one, two and three quarters; all four count as one picture.
 
     Returns:
         (C, D) unit vectors; zeros where there is a single class.
@@ -45,7 +49,7 @@ def contrast_rows(encoder: Encoder, classes: Iterable[Iterable[tuple[Tensor, Ten
     means: list[Tensor] = []
     scatter: Tensor | None = None
     for pictures in classes:
-        parts = [_positions(encoder, crop, mask) for crop, mask in pictures]
+        parts = [_positions(encoder, crop, mask, TURNS if turned else 1) for crop, mask in pictures]
         mean = F.normalize(torch.stack([part.mean(dim=0) for part in parts]), dim=-1).mean(dim=0)
         spread = torch.cat([(part - mean) / (len(part) * len(parts)) ** 0.5 for part in parts])  # pictures weigh alike
         scatter = spread.T @ spread + (0 if scatter is None else scatter)
@@ -104,10 +108,12 @@ def with_whole(pyramid: Pyramid, prompts: PromptEmbeddings, fusion: Fusion, weig
     return replace(pyramid, dense=dense + weight * whole[None, :, None, None], mirrored=views)
 
 
-def _positions(encoder: Encoder, crop: Tensor, mask: Tensor) -> Tensor:
-    """Returns E of a picture at the positions that the mask covers, (P, D) unit vectors, P at least 1."""
+def _positions(encoder: Encoder, crop: Tensor, mask: Tensor, turns: int) -> Tensor:
+    """Returns E of a picture, and of it turned, where the mask covers it: (P, D) unit vectors, P at least 1."""
     assert isinstance(encoder, torch.nn.Module)
     place = next(encoder.parameters())
-    dense = F.normalize(encoder.pyramid(crop[None].to(place)).dense[0].float(), dim=0)
-    cover = F.adaptive_avg_pool2d(mask[None].to(dense), (dense.shape[1], dense.shape[2]))[0]
-    return dense[:, cover >= cover.max().clamp(max=0.5)].T
+    crops = torch.stack([crop.rot90(turn, (-2, -1)) for turn in range(turns)])
+    masks = torch.stack([mask.rot90(turn, (-2, -1)) for turn in range(turns)])
+    dense = F.normalize(encoder.pyramid(crops.to(place)).dense.float(), dim=1)  # (turns, D, H, W)
+    cover = F.adaptive_avg_pool2d(masks.to(dense), (dense.shape[2], dense.shape[3]))
+    return dense.movedim(1, -1)[cover >= cover.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)]

@@ -127,7 +127,7 @@ def _with_references(
     found = visual_prompts(names, owners, rows, "reference")
     weights = torch.ones(len(names), 1, 1, device=found.visual.device)  # of T, where V is a unit vector
     if matching.contrast:
-        directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names))
+        directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names), matching.turned)
         visual = found.visual + matching.contrast * directions[:, None]
         found = replace(found, visual=F.normalize(visual, dim=-1))
         weights = 1 / visual.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)  # contrast joins Avg(T, V)
