@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 
 from batch_photos import write_model
-from dpseg.adapters import post_process_semantic_segmentation, to_supervision
+from dpseg.adapters import (
+    fiftyone_targets,
+    post_process_semantic_segmentation,
+    to_fiftyone,
+    to_fiftyone_detections,
+    to_supervision,
+)
 from dpseg.cli import run
 from dpseg.data.coco import CocoSet
 from dpseg.errors import ConfigError, MissingExtraError
@@ -163,7 +169,7 @@ def test_label_studio_gets_a_brush_for_each_class(result: Segmentation, tmp_path
         assert 0 < region["score"] <= 1
 
 
-# supervision and transformers
+# supervision, FiftyOne and transformers
 
 
 def test_supervision_gets_detections(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +191,35 @@ def test_supervision_gets_detections(result: Segmentation, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "supervision", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[supervision\]'"):
         to_supervision(result)
+
+
+def test_fiftyone_reads_masks_and_instances(result: Segmentation) -> None:
+    fiftyone = pytest.importorskip("fiftyone", reason="no fiftyone here: pip install 'dpseg[fiftyone]'")
+    sample = fiftyone.Sample(
+        filepath="photos/sofa.jpg", seen=to_fiftyone(result), things=to_fiftyone_detections(result)
+    )
+    assert np.array_equal(sample["seen"].mask.astype(int) - 1, result.labels)
+    targets = fiftyone_targets(result.names)
+    assert targets == {1: "cat", 2: "couch", 3: "wall", 4: "dog"}
+    theirs = sample["seen"].to_detections(mask_targets=targets, mask_types="thing").detections  # regions, its own way
+    mine = sample["things"].detections
+    assert [one.label for one in mine] == ["couch", "wall", "cat", "cat"]
+
+    def places(detections: list[Any]) -> set[tuple[Any, ...]]:
+        return {(one.label, *np.round(np.multiply(one.bounding_box, [120, 80, 120, 80]))) for one in detections}
+
+    assert places(mine) == places(theirs)
+    for one in mine:
+        drawn = one.to_segmentation(frame_size=(120, 80), target=255).mask
+        assert np.array_equal((drawn > 0) & result.mask(one.label), drawn > 0)
+        assert one.confidence == pytest.approx(result.confidences[one.label])
+
+
+def test_a_missing_fiftyone_is_said(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "fiftyone", None)
+    for adapt in (to_fiftyone, to_fiftyone_detections):
+        with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[fiftyone\]'"):
+            adapt(result)
 
 
 @pytest.mark.parametrize("sizes", [None, [(40, 60), (31, 17)], torch.tensor([[40, 60], [31, 17]])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from dpseg.model.label_map import label_map
 from dpseg.result import Segmentation
 
 if TYPE_CHECKING:
+    import fiftyone
     import supervision
 
 
@@ -51,6 +52,65 @@ def to_supervision(segmentation: Segmentation, by_region: bool = False) -> super
         class_id=np.array([index for index, _ in masks]),
         data={"class_name": np.array([names[index] for index, _ in masks])},
     )
+
+
+def to_fiftyone(segmentation: Segmentation) -> fiftyone.Segmentation:
+    """Returns a segmentation as a field of a FiftyOne sample.
+
+    FiftyOne keeps 0 for what is none of the classes, so that class k of `segmentation.names` is k + 1; see
+    `fiftyone_targets`.
+
+    Args:
+        segmentation: of one photo.
+
+    Raises:
+        MissingExtraError: fiftyone is missing.
+    """
+    mask = (segmentation.labels + 1).astype(np.uint8 if len(segmentation.names) < 256 else np.uint16)
+    return _fiftyone().Segmentation(mask=mask)
+
+
+def to_fiftyone_detections(segmentation: Segmentation) -> fiftyone.Detections:
+    """Returns the connected regions of a segmentation, 8 neighbours, as instances of a FiftyOne sample.
+
+    Args:
+        segmentation: of one photo.
+
+    Returns:
+        One detection a region, those of the largest class first: its name, the class's mean score, the box as left,
+        top, width and height in fractions of the photo, and the mask within the box.
+
+    Raises:
+        MissingExtraError: fiftyone is missing.
+    """
+    library = _fiftyone()
+    height, width = segmentation.labels.shape
+    found = []
+    for name in segmentation.areas:
+        for mask in regions(segmentation.mask(name)):
+            left, top, right, bottom = box_of(mask)
+            box = [left / width, top / height, (right - left) / width, (bottom - top) / height]
+            inside = mask[top:bottom, left:right]
+            score = segmentation.confidences[name]
+            found.append(library.Detection(label=name, bounding_box=box, mask=inside, confidence=score))
+    return library.Detections(detections=found)
+
+
+def fiftyone_targets(names: Sequence[str]) -> dict[int, str]:
+    """Returns what the values of `to_fiftyone` mean, for a data set's `default_mask_targets`.
+
+    Args:
+        names: of the segmentations.
+    """
+    return dict(enumerate(names, start=1))
+
+
+def _fiftyone() -> Any:
+    try:
+        import fiftyone
+    except ImportError as error:
+        raise MissingExtraError("this needs the package fiftyone; pip install 'dpseg[fiftyone]'") from error
+    return fiftyone
 
 
 def post_process_semantic_segmentation(
