@@ -42,19 +42,24 @@ def decoded(logits: Tensor, presence: float, background: float | None = None) ->
     return collect(in_blocks(logits, list(range(len(logits)))), len(logits), LabelMap(SIZE, background), presence)
 
 
+def gains(logits: Tensor, strength: float) -> Tensor:
+    """The definition, in two steps: from the plain mean softmax, and from what that makes of it."""
+    first = strength * (logits.softmax(dim=0).mean(dim=(1, 2)) + 1e-4).log()
+    again = (logits + first[:, None, None]).softmax(dim=0).mean(dim=(1, 2))
+    return strength * (again + 1e-4).log()
+
+
 def test_a_class_gains_by_the_log_of_its_mean_softmax() -> None:
     logits = some_logits()
     shift = presence_shift(in_blocks(logits, [3, 0, 7, 1, 2, 4, 5, 6, 8]), 12, 0.5)
-    shares = logits[:9].softmax(dim=0).mean(dim=(1, 2))
-    torch.testing.assert_close(shift[:9], 0.5 * (shares + 1e-4).log())
+    torch.testing.assert_close(shift[:9], gains(logits[:9], 0.5))
     assert (shift[9:] == 0).all(), "classes that were not decoded"
     assert (shift <= 0).all()
 
 
 def test_labels_are_of_the_shifted_logits_and_differ_from_the_plain_ones() -> None:
     logits = some_logits()
-    shares = logits.softmax(dim=0).mean(dim=(1, 2))
-    wanted = F.interpolate((logits + (shares + 1e-4).log()[:, None, None])[None], SIZE, mode="bilinear")[0].argmax(0)
+    wanted = F.interpolate((logits + gains(logits, 1.0)[:, None, None])[None], SIZE, mode="bilinear")[0].argmax(0)
     found = decoded(logits, 1.0).labels()
     assert (found == wanted.numpy()).mean() > 0.999  # ties of floats
     assert (found != decoded(logits, 0.0).labels()).mean() > 0.05

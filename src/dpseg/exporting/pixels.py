@@ -27,6 +27,7 @@ BLOCK = 64
 """Classes that are resized at a time."""
 
 _LEAST_SHARE = 1e-4
+_STEPS = 2
 """As in `model.class_logits`: what a photo shows at least of any class."""
 
 
@@ -75,9 +76,12 @@ def presence_shift(logits: Floats, strength: float) -> Floats:
         logits: (K, h, w).
         strength: 0 or more.
     """
-    shares = np.exp(logits - logits.max(axis=0))
-    shares = (shares / shares.sum(axis=0)).mean(axis=(1, 2))
-    shift: Floats = (strength * np.log(np.minimum(shares + _LEAST_SHARE, 1))).astype(np.float32)
+    shift: Floats = np.zeros(len(logits), dtype=np.float32)
+    for _ in range(_STEPS):
+        shifted = logits + shift[:, None, None]
+        shares = np.exp(shifted - shifted.max(axis=0))
+        shares = (shares / shares.sum(axis=0)).mean(axis=(1, 2))
+        shift = (strength * np.log(np.minimum(shares + _LEAST_SHARE, 1))).astype(np.float32)
     return shift
 
 

@@ -24,6 +24,9 @@ KEPT_CLASSES = 256
 _LEAST_SHARE = 1e-4
 """What a photo shows at least of any class, so that none is ruled out."""
 
+_STEPS = 2
+"""From the average scores to the shift, and from the shifted scores again; more change nothing (docs/decisions.md)."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClassLogits:
@@ -83,8 +86,8 @@ def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -
     """Returns what each class's logits gain when classes compete, by how much of the photo seems to show it.
 
     A photo shows few of many classes, and its own average scores say which: strength * log of a class's mean softmax
-    over the photo (the first step of Saerens, Latinne and Decaestecker, Neural Computation 2002, which adjusts a
-    classifier to new class frequencies; a strength below 1 tempers it).
+    over the photo, and once more with the softmax that this gives (`_STEPS` steps of Saerens, Latinne and Decaestecker,
+    Neural Computation 2002, which adjust a classifier to new class frequencies; a strength below 1 tempers them).
 
     Args:
         blocks: of one image, all classes that were decoded.
@@ -95,9 +98,12 @@ def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -
         (K,), 0 or less; 0 for classes that were not decoded.
     """
     logits = torch.cat([block.logits for block in blocks]).float()
-    shares = logits.softmax(dim=0).mean(dim=(1, 2))
-    shift = shares.new_zeros(count)
-    shift[torch.cat([block.classes for block in blocks])] = strength * (shares + _LEAST_SHARE).clamp_max(1).log()
+    gain = logits.new_zeros(len(logits))
+    for _ in range(_STEPS):
+        shares = (logits + gain[:, None, None]).softmax(dim=0).mean(dim=(1, 2))
+        gain = strength * (shares + _LEAST_SHARE).clamp_max(1).log()
+    shift = gain.new_zeros(count)
+    shift[torch.cat([block.classes for block in blocks])] = gain
     return shift
 
 
