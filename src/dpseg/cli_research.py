@@ -184,6 +184,17 @@ def ablate(
     raise typer.Exit(run_ablate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 
 
+@app.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Names, folders or hub ids, two or more.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder.", show_default=False)],
+) -> None:
+    """Average the weights of models that went on from the same one, as one model (a model soup)."""
+    from dpseg.commands.average import average as run_average
+
+    raise typer.Exit(run_average(models, out, Console(highlight=False)))
+
+
 @data_app.command("prepare")
 def data_prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a847, pc59, pc459; the others are read as they are.")],
