@@ -23,6 +23,7 @@ COMMANDS = (
     "predict",
     "batch",
     "export",
+    "average",
     "evaluate",
     "train",
     "info",
@@ -122,7 +123,7 @@ def test_every_option_that_is_named_is_in_the_help(capsys: pytest.CaptureFixture
         for words in [words for words in [*shell_lines(text), *inline] if words[0] == "dpseg"]:
             command = command_of(words)
             for option in [word for word in words[1:] if word.startswith("--")]:
-                if command == "train" and option not in known[command]:
+                if command in ("train", "ablate") and option not in known[command]:
                     assert option[2:].replace("-", "_") in recipe, f"{page.name}: {shlex.join(words)}"
                 else:
                     allowed = general if command not in COMMANDS else known[command] | general
