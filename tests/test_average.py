@@ -61,3 +61,13 @@ def test_models_that_differ_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     (two / "model.safetensors").write_bytes(b"no")
     assert "model.safetensors cannot be read" in refused(one, two, "--out", out)
     assert not out.exists()
+
+
+def test_what_cannot_be_written_is_said_and_leaves_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [str(saved(tmp_path / str(seed), seed)) for seed in range(2)]
+    for model in models:
+        (Path(model) / "names.txt").write_text("cat\n")
+    (tmp_path / "soup" / "names.txt").mkdir(parents=True)  # a folder in the file's place
+    assert run(["average", *models, "--out", str(tmp_path / "soup")]) == 2
+    assert "names.txt: cannot be written" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "soup").iterdir()] == ["names.txt"]

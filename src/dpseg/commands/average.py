@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def average(models: Sequence[str], out: Path, console: Console) -> int:
     make_folder(out)
     for name in _BESIDE:
         if (folders[0] / name).is_file():
-            shutil.copyfile(folders[0] / name, out / name)
+            write_atomically(out / name, (folders[0] / name).read_bytes())
     write_atomically(out / "config.json", (folders[0] / "config.json").read_bytes())
     path = write_atomically(out / WEIGHTS_FILE, save(mean, metadata={"format": "pt"}))
     console.print(f"{len(folders)} models averaged: {path.parent}", markup=False, soft_wrap=True)
