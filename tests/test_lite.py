@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,15 @@ def test_the_trunk_equals_timm_s() -> None:
         expected = theirs.forward_features((images * 255 - 127) / 128)
     assert ours.shape == (2, 1280, 6, 8)
     torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_folded_weights_are_rounded_correctly_and_so_the_same_on_every_machine() -> None:
+    state = torch.load(lite0.weights_path(), map_location="cpu", weights_only=True)
+    folded = lite0.load_weights().late["head.conv.weight"].numpy()
+    variance = state["_bn1.running_var"].numpy() + np.float32(1e-3)
+    deviation = np.array([math.sqrt(value) for value in variance.tolist()]).astype(np.float32)  # double to single: exact
+    scale = state["_bn1.weight"].numpy() / deviation
+    assert np.array_equal(folded, state["_conv_head.weight"].numpy() * scale[:, None, None, None])
 
 
 def test_the_classifier_knows_a_cat() -> None:

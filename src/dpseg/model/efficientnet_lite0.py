@@ -12,6 +12,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,7 +156,9 @@ class Lite0Weights:
 
 
 def _fold(state: dict[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
-    scale = state[f"{norm}.weight"] / torch.sqrt(state[f"{norm}.running_var"] + _BN_EPS)
+    """Returns weight and bias, the same bits on every machine: torch.sqrt is not rounded correctly on some."""
+    deviation = torch.from_numpy(np.sqrt((state[f"{norm}.running_var"] + _BN_EPS).numpy()))
+    scale = state[f"{norm}.weight"] / deviation
     bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     return state[f"{conv}.weight"] * scale[:, None, None, None], bias
 
