@@ -54,7 +54,7 @@ def test_folded_weights_are_rounded_correctly_and_so_the_same_on_every_machine()
     state = torch.load(lite0.weights_path(), map_location="cpu", weights_only=True)
     folded = lite0.load_weights().late["head.conv.weight"].numpy()
     variance = state["_bn1.running_var"].numpy() + np.float32(1e-3)
-    deviation = np.array([math.sqrt(value) for value in variance.tolist()]).astype(np.float32)  # double to single: exact
+    deviation = np.array([math.sqrt(value) for value in variance.tolist()]).astype(np.float32)  # rounded correctly
     scale = state["_bn1.weight"].numpy() / deviation
     assert np.array_equal(folded, state["_conv_head.weight"].numpy() * scale[:, None, None, None])
 
