@@ -18,7 +18,7 @@ from dpseg.errors import ConfigError
 from dpseg.explain.origins import Origins
 from dpseg.explain.pixel import explain_pixels
 from dpseg.model import class_logits
-from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, collect, presence_shift
+from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, collect, presence_shift, strongest
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.label_map import LabelMap
 from dpseg.segmenter import Segmenter
@@ -76,6 +76,21 @@ def test_very_many_classes_are_labelled_alike(monkeypatch: pytest.MonkeyPatch, b
     np.testing.assert_array_equal(blocks.labels(), labels)
     torch.testing.assert_close(blocks.best, whole.best)
     assert torch.equal(blocks.leaders, whole.leaders)
+
+
+def test_of_too_many_classes_the_strongest_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = some_logits()
+    monkeypatch.setattr(class_logits, "COMPETING", 3)
+    best = logits.amax(dim=(1, 2)).topk(3).indices.sort().values
+    order = [11, 3, 0, 7, 1, 2, 4, 5, 6, 8, 10, 9]
+    (kept,) = strongest(iter(in_blocks(logits, order, 2)))
+    ordered = kept.classes.argsort()
+    assert torch.equal(kept.classes[ordered], best)
+    assert torch.equal(kept.logits[ordered], logits[best])
+    few = in_blocks(logits, [4, 5, 6], 2)
+    assert all(one is other for one, other in zip(strongest(iter(few)), few, strict=True))
+    labels = decoded(logits, 0.7).labels()
+    np.testing.assert_array_equal(labels, best.numpy()[decoded(logits[best], 0.7).labels()])
 
 
 def test_scores_and_the_background_know_nothing_of_it() -> None:

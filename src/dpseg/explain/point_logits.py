@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpseg.model.blocks import resize_to
-from dpseg.model.class_logits import UNDECODED, ClassLogits, lead, presence_shift
+from dpseg.model.class_logits import UNDECODED, ClassLogits, lead, presence_shift, strongest
 from dpseg.model.cost_volume import dual_cost_volume
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
@@ -57,7 +57,7 @@ def decode_at(
     blocks: Iterable[ClassLogits] = model.decode_blocks(pyramid, prompts.embeddings)
     presence = torch.zeros(len(prompts))
     if model.config.presence:
-        blocks = list(blocks)
+        blocks = strongest(blocks)
         presence = presence_shift(blocks, len(prompts), model.config.presence).cpu()
     for block in blocks:
         some, classes = block.logits.float().cpu(), block.classes.cpu()

@@ -21,6 +21,9 @@ ALL_CLASSES = 1024
 KEPT_CLASSES = 256
 """Of many classes, those that lead at most positions."""
 
+COMPETING = 1024
+"""Of more classes, those whose logit is highest somewhere in the photo compete for labels by `presence_shift`."""
+
 _LEAST_SHARE = 1e-4
 """What a photo shows at least of any class, so that none is ruled out."""
 
@@ -82,6 +85,34 @@ def all_logits(blocks: Iterable[ClassLogits], count: int) -> Tensor:
     return logits
 
 
+def strongest(blocks: Iterable[ClassLogits]) -> list[ClassLogits]:
+    """Keeps the `COMPETING` classes with the highest largest logits, in memory that does not grow with K.
+
+    Args:
+        blocks: of one image, in any order.
+
+    Returns:
+        The blocks as they came, where they hold no more classes than that; else one block.
+    """
+    kept: list[ClassLogits] = []
+    for block in blocks:
+        kept.append(block)
+        if sum(len(part.classes) for part in kept) > 2 * COMPETING:
+            kept = [_strongest(kept)]
+    return [_strongest(kept)] if sum(len(part.classes) for part in kept) > COMPETING else kept
+
+
+def _strongest(blocks: Sequence[ClassLogits]) -> ClassLogits:
+    peaks = torch.cat([block.logits.flatten(1).amax(dim=1) for block in blocks])
+    chosen = torch.zeros(len(peaks), dtype=torch.bool, device=peaks.device)
+    chosen[peaks.topk(COMPETING).indices] = True
+    parts = chosen.split([len(block.classes) for block in blocks])
+    return ClassLogits(
+        torch.cat([block.classes[part] for block, part in zip(blocks, parts, strict=True)]),
+        torch.cat([block.logits[part] for block, part in zip(blocks, parts, strict=True)]),
+    )
+
+
 def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -> Tensor:
     """Returns what each class's logits gain when classes compete, by how much of the photo seems to show it.
 
@@ -114,10 +145,11 @@ def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap, pres
         blocks: of one image, one or more.
         count: K.
         labelling: an empty label map.
-        presence: strength of `presence_shift`, for which the logits of all blocks are in memory at once.
+        presence: strength of `presence_shift`, for which the `strongest` classes are in memory at once; the others get
+            no label.
     """
     if presence:
-        blocks = list(blocks)
+        blocks = strongest(blocks)
         labelling.shift = presence_shift(blocks, count, presence)
     if count <= ALL_CLASSES:
         logits = all_logits(blocks, count)
