@@ -134,6 +134,21 @@ def test_visual_prompts_share_the_weights_until_they_are_tuned() -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_activations_that_write_over_their_input_change_nothing() -> None:
+    encoder, plain = small_encoder(tune_encoder=True), open_clip.create_model("dpseg_small_clip").eval()
+    plain.load_state_dict(encoder.clip.state_dict())
+    kinds = [(type(own), type(other)) for own, other in zip(encoder.clip.modules(), plain.modules(), strict=True)]
+    assert sum(own is not other for own, other in kinds) > 5
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(encoder.clip.encode_image(images), plain.encode_image(images))
+    for model in (encoder.clip, plain):
+        model.encode_image(images).square().sum().backward()
+    pairs = zip(encoder.clip.visual.named_parameters(), plain.visual.parameters(), strict=True)
+    assert all(torch.equal(own.grad, other.grad) for (_, own), other in pairs), "gradients"
+
+
+@pytest.mark.usefixtures("small")
 def test_only_a_tuned_image_encoder_has_stochastic_depth() -> None:
     images = torch.rand(4, 3, 64, 64)
     for tune_encoder in (False, True):

@@ -15,7 +15,7 @@ from dpseg.config import ModelConfig, RefineConfig
 from dpseg.model.block_decoder import BlockDecoder
 from dpseg.model.class_logits import UNDECODED
 from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
-from dpseg.model.dpseg import DPSeg, decoded_classes
+from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.rejection import Survivors
 from dpseg.prompts.prompt_set import PromptEmbeddings
@@ -224,12 +224,18 @@ def test_inference_2_decodes_what_inference_1_did_not_give_up(config: ModelConfi
     pyramid, prompts = photo(model), some_prompts(model)
     changed = prompts.map(lambda t: t.flip(0))
     first = with_rejection(model, 8, 3).decode_photo(pyramid, prompts, (64, 96))
-    left = decoded_classes(first)
+    left = first.kept
+    assert left is not None
     assert 1 <= len(left) <= 8
     second = model.decode_photo(pyramid, changed, (64, 96), None, first)
-    assert decoded_classes(second).tolist() == left.tolist()
+    assert second.kept is not None
+    assert second.kept.tolist() == left.tolist()
     alone = with_rejection(model).decode(pyramid, changed.map(lambda t: t[left]))[0]
-    assert torch.equal(second.logits[left], alone)
+    assert torch.equal(second.logits, alone)
+    spread, kept = second.spread(len(prompts.text))
+    assert kept is None
+    assert torch.equal(spread[left], alone)
+    assert (spread == UNDECODED).all(dim=(1, 2)).sum() == len(prompts.text) - len(left)
     exact = model.decode_photo(pyramid, changed, (64, 96), None, model.decode_photo(pyramid, prompts, (64, 96)))
     assert torch.equal(exact.logits, model.decode(pyramid, changed)[0])  # without rejection, a whole second decoding
 

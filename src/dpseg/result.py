@@ -72,8 +72,9 @@ class Segmentation:
         prompts: tuple[tuple[str, ...], ...] = (),
     ) -> Segmentation:
         """Makes it of what was decoded; the other arguments are the attributes."""
-        labels, kept = decoded.labels(), decoded.kept
-        logits: npt.NDArray[np.float32] = decoded.logits.float().cpu().numpy()
+        labels = decoded.labels()
+        rows, kept = decoded.spread(len(names))
+        logits: npt.NDArray[np.float32] = rows.float().cpu().numpy()
         if kept is None:
             return cls(labels, names, logits, image, source, prompts)
         certainties = decoded.labelling.mean_scores(len(names))

@@ -10,6 +10,7 @@ go on (SED's idea), and the sums from there on are those of the classes that are
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ GPU_BLOCK = 64
 KEPT_BYTES = 2**29
 """Of each block a stage's input is kept, the last one that fits: so many bytes for all classes together. What does not
 fit is computed again, from the stage that is kept; with nothing kept, decoding takes about twice as long.
+"""
+
+KEPT_CLASSES = 384
+"""Nor is more kept than the largest inputs of so many classes take: of a small model little, beside which the same
+bytes would be much.
 """
 
 _AT_ONCE = 256  # classes whose cosines are compared at a time
@@ -79,7 +85,7 @@ class BlockDecoder:
             pyramid: one encoded image, a batch of one.
             prompts: of K classes, without a batch dimension.
             block: classes a block; None: what suits the device.
-            kept_bytes: None: `KEPT_BYTES`.
+            kept_bytes: None: `KEPT_BYTES` at most, and those of `KEPT_CLASSES`.
             rejection: gives up classes, in a decoder that has auxiliary heads; None: all are decoded.
         """
         weight = decoder.embed.weight
@@ -88,7 +94,6 @@ class BlockDecoder:
         self.fusion, self.prompts, self.head = fusion, prompts, decoder.head
         self.count = len(prompts.text)
         self.block = block or (BLOCK if on_cpu else GPU_BLOCK)
-        self.kept_bytes = KEPT_BYTES if kept_bytes is None else kept_bytes
         self.rejection, self.heads = rejection, decoder.auxiliary
         self.blocks = [_Block(slice(a, min(a + self.block, self.count))) for a in range(0, self.count, self.block)]
         self._prepared = False
@@ -102,6 +107,8 @@ class BlockDecoder:
             image = pyramid.stages[j - 2].to(weight.dtype)
             self.runs.append(StageRun(stage, image, size, self.count, cached))
             size = image.shape[-2:]
+        largest = max(run.values for run in self.runs) * weight.element_size()
+        self.kept_bytes = min(KEPT_BYTES, KEPT_CLASSES * largest) if kept_bytes is None else kept_bytes
 
     def __iter__(self) -> Iterator[tuple[Classes, Tensor]]:
         self.prepare()
@@ -168,7 +175,7 @@ class BlockDecoder:
         before = self._left()
         if rejection.max_classes is None or (rejection.keep_top is None and len(before) <= rejection.max_classes):
             return
-        head, survivors, parts = self.heads[number], Survivors(rejection), list[Tensor]()
+        head, survivors, parts = self.heads[number], Survivors(rejection), deque[Tensor]()
         assert isinstance(head, nn.Conv2d)
         values = 2 * len(before) * self.runs[number].values  # twice: while blocks are made anew
         hold = number > 0 and values * head.weight.element_size() <= self.kept_bytes  # embedding again costs little
@@ -178,13 +185,20 @@ class BlockDecoder:
             else:
                 x = self._output(number - 1, block.classes, self._input(number - 1, block, forget=hold))
             survivors.add(_indices(block.classes).to(x.device), _head(head, x))
-            parts += [x.permute(0, 2, 3, 1)] if hold else []
+            if hold:
+                parts.append(x.permute(0, 2, 3, 1))
+            del x
         left = survivors.result()
         self.blocks = [_Block(part, number) for part in left.split(self.block)]
-        if hold:
-            entering, rows = torch.cat(parts), torch.searchsorted(before.to(left.device), left)
-            for block, mine in zip(self.blocks, rows.split(self.block), strict=True):
-                block.x, block.entering = entering[mine].permute(0, 3, 1, 2), True
+        if not hold:
+            return
+        rows, passed = torch.searchsorted(before.to(left.device), left), 0
+        for block, mine in zip(self.blocks, rows.split(self.block), strict=True):
+            while mine[0] >= passed + self.block:  # no survivor is left in there
+                passed += len(parts.popleft())
+            places = [divmod(row - passed, self.block) for row in mine.tolist()]
+            block.x = torch.stack([parts[part][row] for part, row in places]).permute(0, 3, 1, 2)
+            block.entering = True
 
     def _left(self) -> Tensor:
         """Returns the classes of all blocks, ascending int64."""

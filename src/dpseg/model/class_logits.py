@@ -50,7 +50,8 @@ class Decoded:
 
     Attributes:
         logits: (k, h, w).
-        kept: (k,) int64, the classes that they are of, ascending; None: all K in order.
+        kept: (k,) int64, the classes that they are of, ascending: those that were decoded, or of very many those that
+            lead; None: all K in order.
         best: (h, w), the logit of the class that leads.
         leaders: (h, w) int64, which of all K classes that is.
         labelling: labels at the photo's size.
@@ -64,9 +65,22 @@ class Decoded:
 
     def labels(self) -> NDArray[np.int32]:
         """Returns the photo's labels, (H, W): in [0, K), or -1."""
-        if self.kept is None:
-            self.labelling.add_all(self.logits)
+        if not self.labelling.begun:
+            self.labelling.add_all(self.logits, self.kept)
         return self.labelling.labels()
+
+    def spread(self, count: int) -> tuple[Tensor, Tensor | None]:
+        """Returns logits as users get them: with a row for each of K classes, of up to `ALL_CLASSES`.
+
+        Args:
+            count: K.
+
+        Returns:
+            (K, h, w), `UNDECODED` for classes that were not decoded, and None; of more classes `logits` and `kept`.
+        """
+        if self.kept is None or count > ALL_CLASSES:
+            return self.logits, self.kept
+        return all_logits([ClassLogits(self.kept, self.logits)], count), None
 
 
 def all_logits(blocks: Iterable[ClassLogits], count: int) -> Tensor:
@@ -83,6 +97,25 @@ def all_logits(blocks: Iterable[ClassLogits], count: int) -> Tensor:
         logits[block.classes] = block.logits
     assert logits is not None
     return logits
+
+
+def _joined(blocks: Iterable[ClassLogits], count: int) -> ClassLogits:
+    """Puts blocks together, classes ascending, in the memory of those that there are."""
+    buffer: Tensor | None = None
+    classes: list[Tensor] = []
+    filled = 0
+    for block in blocks:
+        if buffer is None:
+            buffer = block.logits.new_empty((count, *block.logits.shape[-2:]))  # rows that stay empty take no memory
+        buffer[filled : filled + len(block.classes)] = block.logits
+        filled += len(block.classes)
+        classes.append(block.classes)
+    assert buffer is not None
+    order = torch.cat(classes)
+    if bool((order.diff() > 0).all()):
+        return ClassLogits(order, buffer[:filled])
+    rows = order.argsort()
+    return ClassLogits(order[rows], buffer[:filled][rows])
 
 
 def strongest(blocks: Iterable[ClassLogits]) -> list[ClassLogits]:
@@ -152,9 +185,10 @@ def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap, pres
         blocks = strongest(blocks)
         labelling.shift = presence_shift(blocks, count, presence)
     if count <= ALL_CLASSES:
-        logits = all_logits(blocks, count)
-        best, leaders = lead(logits, labelling.shift)
-        return Decoded(logits, None, best, leaders, labelling)
+        found = _joined(blocks, count)
+        best, index = lead(found.logits, None if labelling.shift is None else labelling.shift[found.classes])
+        kept = None if len(found.classes) == count else found.classes
+        return Decoded(found.logits, kept, best, found.classes[index], labelling)
     leading = _Leading(labelling.shift)
     for block in blocks:
         labelling.add(block.classes, block.logits)

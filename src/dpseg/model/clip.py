@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dpseg.config import ModelConfig
 from dpseg.model.clip_weights import CLIP_SOURCES, build_clip, colour_statistics, load_tokenizer
@@ -56,6 +57,7 @@ class ClipEncoder(nn.Module):
         self.name = source.name
         self.tune_encoder = config.tune_encoder
         self.clip: Any = build_clip(source, config.weights).requires_grad_(False)
+        _write_over(self.clip.visual.trunk)
         self.visual_trunk = deepcopy(self.clip.visual) if config.tune_encoder else None
         self.clip.visual.requires_grad_(config.tune_encoder)
         self.tokenizer = load_tokenizer(source)
@@ -160,6 +162,25 @@ class ClipEncoder(nn.Module):
             outputs.append(features)
         outputs[-1] = tower.trunk.norm_pre(outputs[-1])
         return outputs
+
+
+class _GELU(nn.Module):
+    """GELU that writes over its input where no gradient is needed: that input is a block's largest tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps a tensor of any shape."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return F.gelu(x)
+        activated: Tensor = torch.ops.aten.gelu_(x)
+        return activated
+
+
+def _write_over(trunk: nn.Module) -> None:
+    """Replaces the GELUs of a ConvNeXt's blocks, whose inputs nothing else reads."""
+    for module in list(trunk.modules()):
+        act = getattr(module, "act", None)
+        if type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none":  # torch's or timm's
+            module.act = _GELU()
 
 
 def _project(tower: Any, features: Tensor) -> Tensor:

@@ -167,7 +167,9 @@ class DPSeg(HubModel):
         pyramid = with_whole(pyramid, prompts, self.config.fusion, self.config.matching.whole)
         labelling = LabelMap(size, background, self.config.resize_scores)
         count = len(prompts.text)
-        among = decoded_classes(before) if before is not None and self.config.rejection.applies(count) else None
+        among = None
+        if before is not None and self.config.rejection.applies(count):
+            among = torch.arange(count, device=prompts.text.device) if before.kept is None else before.kept
         return collect(self.decode_blocks(pyramid, prompts, among), count, labelling, self.config.presence)
 
     def decode_with_auxiliary(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -235,13 +237,6 @@ class DPSeg(HubModel):
                 f"the prompts have {templates} templates and the model has {self.config.templates};"
                 " make them again with this model"
             )
-
-
-def decoded_classes(decoded: Decoded) -> Tensor:
-    """Returns the classes that were decoded, (n,) int64, ascending; of very many, those whose logits were kept."""
-    if decoded.kept is not None:
-        return decoded.kept
-    return (decoded.logits > UNDECODED / 2).flatten(1).any(dim=1).nonzero()[:, 0]
 
 
 class Baseline(nn.Module):

@@ -71,14 +71,25 @@ class LabelMap:
         self._labels: Tensor | None = None  # (H, W) int32
         self._floor: Tensor | None = None  # (h + 1, w + 1): what the best class has at least around there
 
+    @property
+    def begun(self) -> bool:
+        """Whether classes were added."""
+        return self._best is not None
+
     @torch.inference_mode()
-    def add_all(self, logits: Tensor) -> None:
-        """Adds all classes, (K, h, w), in the order of their labels; quicker than `add` block by block."""
-        values = self._values(logits, None)
+    def add_all(self, logits: Tensor, classes: Tensor | None = None) -> None:
+        """Adds all classes that there are; quicker than `add` block by block.
+
+        Args:
+            logits: (k, h, w).
+            classes: (k,) their labels, ascending; None: 0 to k - 1.
+        """
+        values = self._values(logits, classes)
         blocks = values.split(BLOCK)
         for block in blocks:
             self._raise_floor(block)
-        self._add(torch.arange(len(values), device=values.device), values, torch.cat([self._able(b) for b in blocks]))
+        labels = torch.arange(len(values), device=values.device) if classes is None else classes
+        self._add(labels, values, torch.cat([self._able(block) for block in blocks]))
 
     @torch.inference_mode()
     def add(self, classes: Tensor, logits: Tensor) -> None:
