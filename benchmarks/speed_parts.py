@@ -48,9 +48,20 @@ def timed_parts() -> Iterator[dict[str, float]]:
             start = time.perf_counter()
             result = function(*arguments, **options)
             seconds[part] += time.perf_counter() - start
-            return result
+            return steps(part, result) if isinstance(result, Iterator) else result
 
         return run
+
+    def steps(part: str, results: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            start = time.perf_counter()
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+            finally:
+                seconds[part] += time.perf_counter() - start
+            yield result
 
     originals = [(place, name, getattr(place, name)) for place, name, _ in PARTS]
     make_embedding = block_decoder.template_embedding

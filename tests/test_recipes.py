@@ -28,7 +28,9 @@ class Steps(list[Progress]):
         self.append(progress)
 
 
-@pytest.mark.parametrize("recipe", ["lite", "lite-student", "lite-names", "base", "large"])
+@pytest.mark.parametrize(
+    "recipe", ["lite", "lite-student", "lite-names", "lite-again", "lite-upsampled", "lite-wide", "base", "large"]
+)
 def test_it_takes_a_step(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path / "shapes", photos=3)
     words = f"--data_root {tmp_path} --out {tmp_path / 'run'} --iterations 1 --batch_size 1 --crop 64 --photo_size 64"

@@ -25,7 +25,7 @@ from dpseg.model.decoder import Decoder, DecoderStage
 from dpseg.model.encoders import Pyramid
 from dpseg.model.rejection import Survivors
 from dpseg.model.stage_run import CACHED, UNCACHED, StageRun
-from dpseg.model.template_embedding import template_embedding, unit_vectors
+from dpseg.model.template_embedding import template_embedding
 from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.rejection import Rejection
 
@@ -33,6 +33,9 @@ BLOCK = 8
 """Classes a block on a CPU; with fewer, the small products of the attention do not pay."""
 
 GPU_BLOCK = 64
+
+EMBEDDED = 4
+"""Blocks that are embedded at a time: the kernel in the frequency domain is read less often."""
 
 KEPT_BYTES = 2**29
 """Of each block a stage's input is kept, the last one that fits: so many bytes for all classes together. What does not
@@ -44,10 +47,14 @@ KEPT_CLASSES = 384
 bytes would be much.
 """
 
-_AT_ONCE = 256  # classes whose cosines are compared at a time
+_FREED_BYTES = 30 * 2**20
+"""glibc learns from the largest block that was freed, up to 32 MB, how much it may keep for the next ones. Without it,
+each step's result of some MB goes back to the system, and its pages are zeroed anew for the next, which takes longer
+than many a step itself.
+"""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Block:
     """Some classes, and what is kept of their way through the decoder.
 
@@ -90,6 +97,8 @@ class BlockDecoder:
         """
         weight = decoder.embed.weight
         on_cpu = weight.device.type == "cpu"
+        if on_cpu:
+            torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never written to, so it takes no memory
         cached = CACHED if on_cpu else UNCACHED
         self.fusion, self.prompts, self.head = fusion, prompts, decoder.head
         self.count = len(prompts.text)
@@ -97,7 +106,8 @@ class BlockDecoder:
         self.rejection, self.heads = rejection, decoder.auxiliary
         self.blocks = [_Block(slice(a, min(a + self.block, self.count))) for a in range(0, self.count, self.block)]
         self._prepared = False
-        self.guidance = CostGuidance(decoder, pyramid, prompts, cached)
+        self._ahead: dict[int, Tensor] = {}
+        self.guidance = CostGuidance(decoder, pyramid, prompts)
         self.dense = self.guidance.dense
         self.embed = template_embedding(decoder.embed, self.dense)
         self.runs: list[StageRun] = []
@@ -114,8 +124,9 @@ class BlockDecoder:
         self.prepare()
         last = len(self.runs) - 1
         for block in self.blocks:
-            x = self._input(last, block, forget=True)
-            yield block.classes, _head(self.head, self._output(last, block.classes, x))
+            mixed = self.runs[last].mix(self._input(last, block, forget=True))
+            pieces = self._rise(last, block.classes, mixed)
+            yield block.classes, torch.cat([_head(self.head, piece) for piece in pieces])
 
     def prepare(self) -> Tensor:
         """Goes through all stages for the sums of their attention; iterating does it too.
@@ -152,7 +163,7 @@ class BlockDecoder:
             forget: what is kept is not needed any more.
         """
         if block.x is None:
-            at, x = 0, self.runs[0].spatial(self.embed(self._rows(block.classes)))
+            at, x = 0, self.runs[0].spatial(self._embedded(block))
         else:
             at, x = block.stage, block.x
             if block.entering:
@@ -165,10 +176,32 @@ class BlockDecoder:
             x = self.runs[before + 1].spatial(self._output(before, block.classes, x))
         return x
 
+    def _embedded(self, block: _Block) -> Tensor:
+        """Embeds a block's prompts, (k, C, H, W), and those of the next blocks, which will be asked for next."""
+        if id(block) not in self._ahead:
+            start = self.blocks.index(block)
+            some = [other for other in self.blocks[start : start + EMBEDDED] if other.x is None]
+            x = self.embed(torch.cat([self._rows(other.classes) for other in some]))
+            parts = x.split([_length(other.classes) for other in some])
+            self._ahead = {id(other): part for other, part in zip(some, parts, strict=True)}
+        return self._ahead.pop(id(block))
+
     def _output(self, number: int, classes: Classes, x: Tensor) -> Tensor:
         """Runs a stage on what `_input` returned."""
         run = self.runs[number]
-        return run.rise(run.mix(x), self.guidance(number, classes, self._rows))
+        raised = x.new_empty(len(x), *run.size, run.outputs).permute(0, 3, 1, 2)
+        start = 0
+        for piece in self._rise(number, classes, run.mix(x)):
+            raised[start : start + len(piece)] = piece
+            start += len(piece)
+        return raised
+
+    def _rise(self, number: int, classes: Classes, mixed: Tensor) -> Iterator[Tensor]:
+        """Runs the last part of a stage, some classes at a time: (k, C, H, W) -> several (k', C', H_j, W_j)."""
+        run = self.runs[number]
+        guidance = self.guidance(number, classes, self._rows, run.step)
+        for part, guide in zip(mixed.split(run.step), guidance, strict=False):  # what guides nothing has no end
+            yield run.rise(part, guide)
 
     def _reject(self, number: int, rejection: Rejection) -> None:
         """Gives up classes by what a stage's auxiliary head says of what enters the stage."""
@@ -181,7 +214,7 @@ class BlockDecoder:
         hold = number > 0 and values * head.weight.element_size() <= self.kept_bytes  # embedding again costs little
         for block in self.blocks:
             if number == 0:
-                x = self.embed(self._rows(block.classes))
+                x = self._embedded(block)
             else:
                 x = self._output(number - 1, block.classes, self._input(number - 1, block, forget=hold))
             survivors.add(_indices(block.classes).to(x.device), _head(head, x))
@@ -189,6 +222,7 @@ class BlockDecoder:
                 parts.append(x.permute(0, 2, 3, 1))
             del x
         left = survivors.result()
+        self._ahead.clear()
         self.blocks = [_Block(part, number) for part in left.split(self.block)]
         if not hold:
             return
@@ -222,36 +256,6 @@ def _indices(classes: Classes) -> Tensor:
 
 def _length(classes: Classes) -> int:
     return classes.stop - classes.start if isinstance(classes, slice) else len(classes)
-
-
-@torch.no_grad()
-def best_classes(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion, count: int) -> Tensor:
-    """Returns the classes with the best maximum of F_c, averaged over its channels, best first: (count,) int64.
-
-    Args:
-        dense: E of one image, (1, D, H, W).
-        prompts: of K classes, without a batch dimension.
-        fusion: how T and V meet.
-        count: so many, K at most.
-    """
-    maxima = [cosines.flatten(1).amax(dim=1) for _, cosines in mean_cosines(dense, prompts, fusion)]
-    return torch.cat(maxima).topk(count).indices
-
-
-@torch.no_grad()
-def mean_cosines(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion) -> Iterator[tuple[slice, Tensor]]:
-    """Yields F_c averaged over its channels, some classes at a time: (classes, (k, H, W) in [-1, 1]).
-
-    Args:
-        dense: E of one image, (1, D, H, W).
-        prompts: of K classes, without a batch dimension.
-        fusion: how T and V meet.
-    """
-    features = unit_vectors(dense)
-    for start in range(0, len(prompts.text), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        rows = prompt_rows(prompts.map(lambda t, part=part: t[part]), fusion).float()  # type: ignore[misc]
-        yield part, (rows.mean(dim=1) @ features.flatten(1)).unflatten(1, features.shape[1:])
 
 
 def _head(head: nn.Conv2d, x: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,99 +26,100 @@ class CostGuidance:
         dense: unit vectors of E, (D, H, W) float32.
     """
 
-    def __init__(self, decoder: Decoder, pyramid: Pyramid, prompts: PromptEmbeddings, cached: int) -> None:
+    def __init__(self, decoder: Decoder, pyramid: Pyramid, prompts: PromptEmbeddings) -> None:
         """Prepares one image.
 
         Args:
             decoder: its weights.
             pyramid: one encoded image, a batch of one.
             prompts: of K classes, without a batch dimension.
-            cached: values that a step writes at a time; see `stage_run.CACHED`.
         """
         dtype = decoder.embed.weight.dtype
-        self.decoder, self.prompts, self.cached = decoder, prompts, cached
+        self.decoder, self.prompts = decoder, prompts
         self.dense = unit_vectors(pyramid.dense)
         self.features = {j: unit_vectors(pyramid.stages[j - 2]).to(dtype) for j in decoder.guided}
         self.sizes = [pyramid.stages[j - 2].shape[-2:] for j in decoder.order]
 
-    def __call__(self, number: int, classes: Classes, rows: Callable[[Classes], Tensor]) -> Tensor | None:
-        """Returns what guides a stage, (k, c, H_j, W_j); (1, ...) where all classes have the same; None: nothing does.
+    def __call__(
+        self, number: int, classes: Classes, rows: Callable[[Classes], Tensor], at_once: int
+    ) -> Iterator[Tensor | None]:
+        """Yields what guides a stage, some classes at a time, so that a step's values stay in the cache.
 
         Args:
             number: of the stage, from 0.
             classes: k of the K classes.
             rows: gives classes' prompt rows, (k, C, D) float32.
+            at_once: so many of the k classes at a time.
+
+        Returns:
+            (at_once, c, H_j, W_j), or (1, ...) where all of these classes have the same; None: nothing guides it.
         """
         decoder, stage = self.decoder, self.decoder.stages[number]
         assert isinstance(stage, DecoderStage)
+        j, size = decoder.order[number], self.sizes[number]
         if decoder.guidance in ("cost_chain", "upsampled"):
             volume = rows(classes) @ self.dense.flatten(1)  # F_c
             cost: Tensor = volume.unflatten(-1, self.dense.shape[-2:])
             cost = cost.to(decoder.embed.weight.dtype, memory_format=torch.channels_last)
-            if decoder.guidance == "cost_chain":
-                for raised, size in zip(decoder.cost_chain[: number + 1], self.sizes, strict=False):
-                    cost = resize_to(raised(cost), size)
-                return cost
-            assert stage.cost is not None
-            step = max(1, self.cached // (cost.shape[1] * self.sizes[number].numel()))
-            return torch.cat([stage.cost(resize_to(part, self.sizes[number])) for part in cost.split(step)])
-        j = decoder.order[number]
-        return self._visual(stage, j, classes) if j in decoder.guided else None
+            if decoder.guidance == "upsampled":
+                assert stage.cost is not None
+                yield from (stage.cost(resize_to(part, size)) for part in cost.split(at_once))
+                return
+            for raised, larger in zip(decoder.cost_chain[: number + 1], self.sizes, strict=False):
+                cost = resize_to(raised(cost), larger)
+            yield from cost.split(at_once)
+        elif j in decoder.guided:
+            yield from self._visual(stage, j, classes, at_once)
+        else:
+            yield from itertools.repeat(None)
 
-    def _visual(self, stage: DecoderStage, j: int, classes: Classes) -> Tensor:
+    def _visual(self, stage: DecoderStage, j: int, classes: Classes, at_once: int) -> Iterator[Tensor]:
         """Projects F_v^j."""
         assert isinstance(stage.cost, nn.Sequential)
         conv, features = stage.cost[0], self.features[j]
         assert isinstance(conv, nn.Conv2d)
         if not self.prompts.has_visual[classes].any():  # F_v^j is 0
-            return F.relu_(conv(features.new_zeros(1, conv.in_channels, *features.shape[1:])))
+            yield from itertools.repeat(F.relu_(conv(features.new_zeros(1, conv.in_channels, *features.shape[1:]))))
         rows = F.normalize(self.prompts.stages[j - 2][classes], dim=-1).to(features.dtype)  # (k, Mv, D_j)
-        project = _projection(conv, features, rows.shape[1])
-        step = max(1, self.cached // (rows.shape[1] * features[0].numel()))
-        guidance = features.new_empty(len(rows), *features.shape[1:], conv.out_channels).permute(0, 3, 1, 2)
-        for start in range(0, len(rows), step):
-            guidance[start : start + step] = F.relu_(project(rows[start : start + step]))
-        return guidance
+        if rows.shape[1] > 1:
+            yield from (F.relu_(_project(conv, features, part)) for part in rows.split(at_once))
+            return
+        maps = (rows[:, 0] @ features.flatten(1)).unflatten(1, features.shape[1:])  # the M slices are equal
+        weight = conv.weight.sum(dim=1)
+        yield from (F.relu_(_convolve_maps(part, weight, conv.bias)) for part in maps.split(at_once))
 
 
-def _projection(conv: nn.Conv2d, features: Tensor, prompts: int) -> Callable[[Tensor], Tensor]:
-    """Returns the cheapest way from visual prompts (k, Mv, D) to conv(F_v^j), (k, C, H, W); all give the same.
+def _project(conv: nn.Conv2d, features: Tensor, rows: Tensor) -> Tensor:
+    """Returns conv(F_v^j), (k, C, H, W), in the cheapest of ways that all give the same.
 
     Args:
         conv: M -> C channels, 3 x 3.
         features: unit vectors of E_j, (D, H, W).
-        prompts: Mv.
+        rows: visual prompts, (k, Mv, D), Mv > 1.
     """
-    size, channels, bias = features.shape[1:], conv.out_channels, conv.bias
-    assert bias is not None
-    if prompts == 1:  # the M slices are equal
-        weight = conv.weight.sum(dim=1)
-        return lambda rows: _convolve_maps((rows[:, 0] @ features.flatten(1)).unflatten(1, size), weight, bias)
+    size, channels, prompts = features.shape[1:], conv.out_channels, rows.shape[1]
+    assert conv.bias is not None
     if 9 * channels * len(features) < prompts * (len(features) + 9 * channels):  # multiplications a position
-
-        def contracted(rows: Tensor) -> Tensor:
-            kernels = torch.einsum("cmyx,kmd->kcdyx", conv.weight, rows).flatten(0, 1)
-            whole = F.conv2d(features[None], kernels, bias.repeat(len(rows)), padding=1)
-            separate: Tensor = whole[0].unflatten(0, (-1, channels))
-            return separate
-
-        return contracted
-
-    def plain(rows: Tensor) -> Tensor:
-        volume = torch.stack([features.flatten(1).T @ row.T for row in rows])  # (k, H * W, M): channels last
-        projected: Tensor = conv(volume.unflatten(1, size).permute(0, 3, 1, 2))
-        return projected
-
-    return plain
+        kernels = torch.einsum("cmyx,kmd->kcdyx", conv.weight, rows).flatten(0, 1)
+        whole = F.conv2d(features[None], kernels, conv.bias.repeat(len(rows)), padding=1)
+        separate: Tensor = whole[0].unflatten(0, (-1, channels))
+        return separate
+    volume = torch.stack([features.flatten(1).T @ row.T for row in rows])  # (k, H * W, M): channels last
+    projected: Tensor = conv(volume.unflatten(1, size).permute(0, 3, 1, 2))
+    return projected
 
 
-def _convolve_maps(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _convolve_maps(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolves single maps, (k, H, W), with 3 x 3 kernels (C, 3, 3): (k, C, H, W), channels last.
 
-    The same as torch's convolution of one channel, which is slower.
+    The same as torch's convolution of one channel, which is slower. The bias is the weight of a tenth tap, which is 1.
     """
-    height, width = maps.shape[-2:]
-    shifted = F.pad(maps, (1, 1, 1, 1)).unfold(1, height, 1).unfold(2, width, 1)  # (k, 3, 3, H, W), a view
-    taps = weight.flatten(1).T.expand(len(maps), -1, -1)
-    rows = torch.baddbmm(bias, shifted.flatten(1, 2).flatten(2).mT, taps).view(-1, height, width, len(weight))
-    return rows.permute(0, 3, 1, 2)
+    assert bias is not None
+    count, height, width = maps.shape
+    padded = F.pad(maps, (1, 1, 1, 1))
+    shifted = maps.new_empty(count, 10, height, width)
+    shifted[:, :9].unflatten(1, (3, 3)).copy_(padded.unfold(1, height, 1).unfold(2, width, 1))
+    shifted[:, 9] = 1
+    taps = torch.cat((weight.flatten(1), bias[:, None]), dim=1).T  # (10, C)
+    rows = shifted.flatten(2).mT @ taps
+    return rows.view(count, height, width, -1).permute(0, 3, 1, 2)

@@ -6,12 +6,17 @@ pictures (ours): R is then the average of what is there, and the cosine with a m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dpseg.config import Fusion
+from dpseg.model.template_embedding import unit_vectors
 from dpseg.prompts.prompt_set import PromptEmbeddings
+
+_AT_ONCE = 256  # classes whose cosines are compared at a time
 
 
 def cosine_volume(features: Tensor, prompts: Tensor) -> Tensor:
@@ -102,3 +107,33 @@ def _both(prompts: PromptEmbeddings) -> tuple[Tensor, Tensor]:
 def _repeat(visual: Tensor, templates: int) -> Tensor:
     """Gives one embedding for all templates to each template: (..., K, Mv, D) -> (..., K, M, D)."""
     return visual.expand(*visual.shape[:-2], templates, visual.shape[-1])
+
+
+@torch.no_grad()
+def best_classes(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion, count: int) -> Tensor:
+    """Returns the classes with the best maximum of F_c, averaged over its channels, best first: (count,) int64.
+
+    Args:
+        dense: E of one image, (1, D, H, W).
+        prompts: of K classes, without a batch dimension.
+        fusion: how T and V meet.
+        count: so many, K at most.
+    """
+    maxima = [cosines.flatten(1).amax(dim=1) for _, cosines in mean_cosines(dense, prompts, fusion)]
+    return torch.cat(maxima).topk(count).indices
+
+
+@torch.no_grad()
+def mean_cosines(dense: Tensor, prompts: PromptEmbeddings, fusion: Fusion) -> Iterator[tuple[slice, Tensor]]:
+    """Yields F_c averaged over its channels, some classes at a time: (classes, (k, H, W) in [-1, 1]).
+
+    Args:
+        dense: E of one image, (1, D, H, W).
+        prompts: of K classes, without a batch dimension.
+        fusion: how T and V meet.
+    """
+    features = unit_vectors(dense)
+    for start in range(0, len(prompts.text), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        rows = prompt_rows(prompts.map(lambda t, part=part: t[part]), fusion).float()  # type: ignore[misc]
+        yield part, (rows.mean(dim=1) @ features.flatten(1)).unflatten(1, features.shape[1:])

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from dpseg.config import ModelConfig
 from dpseg.errors import PromptError
-from dpseg.model.block_decoder import BlockDecoder, best_classes, mean_cosines
+from dpseg.model.block_decoder import BlockDecoder
 from dpseg.model.blocks import resize_to
 from dpseg.model.build import build_encoder
 from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, all_logits, collect
 from dpseg.model.cost_guidance import Classes
-from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
+from dpseg.model.cost_volume import best_classes, dual_cost_volume, mean_cosines, visual_cost_volumes
 from dpseg.model.decoder import Decoder, EncoderShape
 from dpseg.model.encoders import Encoder, Pyramid
 from dpseg.model.hub import HubModel

@@ -46,6 +46,7 @@ class StageRun:
         up, (conv, *rest) = stage.upsample, stage.fuse
         assert isinstance(conv, nn.Conv2d)
         self.outputs, self.rest = conv.out_channels, rest
+        self.step = self._classes(self.outputs * self.size.numel())  # classes that `rise` takes at a time
         guidance = stage.image(image)
         widths = [up.out_channels, guidance.shape[1], conv.in_channels - up.out_channels - guidance.shape[1]]
         self.own, image_part, cost_part = conv.weight.split(widths, dim=1)
@@ -63,7 +64,10 @@ class StageRun:
         """Looks at each class's surroundings: (k, C, H, W) -> the same shape; the block is written over."""
         block = self.stage.spatial
         for part in x.split(self._classes(2 * x[0].numel())):
-            part.copy_(_hybrid_dilated(block, part) if isinstance(block, HybridDilatedBlock) else block(part))
+            if isinstance(block, HybridDilatedBlock):
+                part += _hybrid_dilated(block, part)
+            else:
+                part.copy_(block(part))
         return x
 
     def add(self, x: Tensor) -> None:
@@ -80,23 +84,16 @@ class StageRun:
         """Raises the resolution and fuses: (k, C, H, W) -> (k, C', H_j, W_j).
 
         Args:
-            x: a block, as `mix` returned it.
+            x: some classes of a block, as `mix` returned it; best `step` of them.
             guidance: the projected cost volume, (k or 1, c, H_j, W_j), where the stage has one.
         """
-        shared = self.shared
-        if guidance is not None and len(guidance) == 1 < len(x):  # one for all
-            shared, guidance = shared + F.conv2d(guidance, self.cost, padding=1), None
-        raised = x.new_empty(len(x), *self.size, self.outputs).permute(0, 3, 1, 2)
-        step = self._classes(self.outputs * self.size.numel())
-        for start in range(0, len(x), step):
-            fused = self._raised(x[start : start + step])
-            if guidance is not None:
-                fused += F.conv2d(guidance[start : start + step], self.cost, padding=1)
-            fused += shared
-            for layer in self.rest:
-                fused = F.relu_(fused) if isinstance(layer, nn.ReLU) else layer(fused)
-            raised[start : start + step] = fused
-        return raised
+        fused = self._raised(x)
+        if guidance is not None:
+            fused += F.conv2d(guidance, self.cost, padding=1)
+        fused += self.shared
+        for layer in self.rest:
+            fused = F.relu_(fused) if isinstance(layer, nn.ReLU) else layer(fused)
+        return fused
 
     def _raised(self, x: Tensor) -> Tensor:
         """Returns the part of the first convolution that depends on the class's own embedding."""
@@ -120,6 +117,7 @@ class _AttentionRun:
         device = attention.query.weight.device
         self.summary = torch.zeros(positions * self.heads, size, size, device=device)  # sum of key^T value
         self.keys = torch.zeros(positions, self.width, device=device)  # sum of keys
+        self.both: Tensor | None = None  # the two together, when all classes were added
 
     def add(self, rows: Tensor, cached: int) -> None:
         """Adds the classes of a block, (k, N, C)."""
@@ -149,12 +147,13 @@ class _AttentionRun:
 
     def _attend(self, query: Tensor, start: int, length: int) -> Tensor:
         """Returns the attention's result (k, length, C) for queries (length * heads, k, C / heads)."""
-        summary = self.summary[start * self.heads : (start + length) * self.heads]
-        # The sum of the keys in every column, so that the denominator has the numerator's shape.
-        keys = self.keys[start : start + length].view(-1, summary.shape[1], 1).expand_as(summary)
-        both = query @ torch.cat((summary, keys), dim=2).to(query.dtype)
-        attended = both[..., : summary.shape[1]] / (both[..., summary.shape[1] :] + 1e-6)
-        tokens: Tensor = attended.view(length, self.heads, -1, summary.shape[1]).permute(2, 0, 1, 3).flatten(2)
+        size = query.shape[2]
+        if self.both is None:  # with the keys in every column, so that the denominator has the numerator's shape
+            self.both = torch.cat((self.summary, self.keys.view(-1, size, 1).expand_as(self.summary)), dim=2)
+            self.both = self.both.to(query.dtype)
+        both = query @ self.both[start * self.heads : (start + length) * self.heads]
+        attended = both[..., :size] / (both[..., size:] + 1e-6)
+        tokens: Tensor = attended.view(length, self.heads, -1, size).permute(2, 0, 1, 3).flatten(2)
         return tokens
 
     def _pieces(self, rows: Tensor, cached: int, values: int) -> Iterator[tuple[int, Tensor]]:
@@ -170,14 +169,14 @@ class _AttentionRun:
 
 
 def _hybrid_dilated(block: HybridDilatedBlock, x: Tensor) -> Tensor:
-    """Returns what the block returns; its 1 x 1 convolutions are matrix products, and ReLUs write over their input."""
+    """Returns what the block adds; its 1 x 1 convolutions are matrix products, and ReLUs write over their input."""
     y = x
     for conv in block.convs:
         y = F.relu_(conv(y))
     rows = _rows(block.norm(y))
     hidden = F.relu_(F.linear(rows, block.expand.weight.flatten(1), block.expand.bias))
     rows = F.linear(hidden, block.project.weight.flatten(1), block.project.bias)
-    return x + _image(rows, x)
+    return _image(rows, x)
 
 
 def _positive(x: Tensor) -> Tensor:
