@@ -34,7 +34,7 @@ BLOCK = 8
 
 GPU_BLOCK = 64
 
-EMBEDDED = 4
+EMBEDDED = 2
 """Blocks that are embedded at a time: the kernel in the frequency domain is read less often."""
 
 KEPT_BYTES = 2**29
@@ -45,12 +45,6 @@ fit is computed again, from the stage that is kept; with nothing kept, decoding 
 KEPT_CLASSES = 384
 """Nor is more kept than the largest inputs of so many classes take: of a small model little, beside which the same
 bytes would be much.
-"""
-
-_FREED_BYTES = 30 * 2**20
-"""glibc learns from the largest block that was freed, up to 32 MB, how much it may keep for the next ones. Without it,
-each step's result of some MB goes back to the system, and its pages are zeroed anew for the next, which takes longer
-than many a step itself.
 """
 
 
@@ -97,8 +91,6 @@ class BlockDecoder:
         """
         weight = decoder.embed.weight
         on_cpu = weight.device.type == "cpu"
-        if on_cpu:
-            torch.empty(_FREED_BYTES, dtype=torch.uint8)  # never written to, so it takes no memory
         cached = CACHED if on_cpu else UNCACHED
         self.fusion, self.prompts, self.head = fusion, prompts, decoder.head
         self.count = len(prompts.text)

@@ -37,7 +37,14 @@ class CostGuidance:
         dtype = decoder.embed.weight.dtype
         self.decoder, self.prompts = decoder, prompts
         self.dense = unit_vectors(pyramid.dense)
-        self.features = {j: unit_vectors(pyramid.stages[j - 2]).to(dtype) for j in decoder.guided}
+        self.features: dict[int, Tensor] = {}  # E_j, (D_j, H_j, W_j)
+        self.lengths: dict[int, Tensor] = {}  # by which cosines with them are still to be divided
+        for j in decoder.guided:
+            features = pyramid.stages[j - 2][0]
+            length = features.float().square().sum(dim=0).sqrt().clamp_min(1e-12)
+            if dtype != torch.float32:  # unit vectors lose least when they are rounded
+                features, length = (features / length).to(dtype), torch.ones_like(length)
+            self.features[j], self.lengths[j] = features, length  # as they are, for a copy takes memory
         self.sizes = [pyramid.stages[j - 2].shape[-2:] for j in decoder.order]
 
     def __call__(
@@ -76,15 +83,17 @@ class CostGuidance:
     def _visual(self, stage: DecoderStage, j: int, classes: Classes, at_once: int) -> Iterator[Tensor]:
         """Projects F_v^j."""
         assert isinstance(stage.cost, nn.Sequential)
-        conv, features = stage.cost[0], self.features[j]
+        conv, features, lengths = stage.cost[0], self.features[j], self.lengths[j]
         assert isinstance(conv, nn.Conv2d)
         if not self.prompts.has_visual[classes].any():  # F_v^j is 0
             yield from itertools.repeat(F.relu_(conv(features.new_zeros(1, conv.in_channels, *features.shape[1:]))))
         rows = F.normalize(self.prompts.stages[j - 2][classes], dim=-1).to(features.dtype)  # (k, Mv, D_j)
         if rows.shape[1] > 1:
-            yield from (F.relu_(_project(conv, features, part)) for part in rows.split(at_once))
+            unit = (features / lengths).to(features.dtype)
+            yield from (F.relu_(_project(conv, unit, part)) for part in rows.split(at_once))
             return
         maps = (rows[:, 0] @ features.flatten(1)).unflatten(1, features.shape[1:])  # the M slices are equal
+        maps = (maps / lengths).to(features.dtype)
         weight = conv.weight.sum(dim=1)
         yield from (F.relu_(_convolve_maps(part, weight, conv.bias)) for part in maps.split(at_once))
 
