@@ -34,9 +34,6 @@ BLOCK = 8
 
 GPU_BLOCK = 64
 
-EMBEDDED = 2
-"""Blocks that are embedded at a time: the kernel in the frequency domain is read less often."""
-
 KEPT_BYTES = 2**29
 """Of each block a stage's input is kept, the last one that fits: so many bytes for all classes together. What does not
 fit is computed again, from the stage that is kept; with nothing kept, decoding takes about twice as long.
@@ -98,7 +95,6 @@ class BlockDecoder:
         self.rejection, self.heads = rejection, decoder.auxiliary
         self.blocks = [_Block(slice(a, min(a + self.block, self.count))) for a in range(0, self.count, self.block)]
         self._prepared = False
-        self._ahead: dict[int, Tensor] = {}
         self.guidance = CostGuidance(decoder, pyramid, prompts)
         self.dense = self.guidance.dense
         self.embed = template_embedding(decoder.embed, self.dense)
@@ -155,7 +151,7 @@ class BlockDecoder:
             forget: what is kept is not needed any more.
         """
         if block.x is None:
-            at, x = 0, self.runs[0].spatial(self._embedded(block))
+            at, x = 0, self.runs[0].spatial(self.embed(self._rows(block.classes)))
         else:
             at, x = block.stage, block.x
             if block.entering:
@@ -167,16 +163,6 @@ class BlockDecoder:
         for before in range(at, number):
             x = self.runs[before + 1].spatial(self._output(before, block.classes, x))
         return x
-
-    def _embedded(self, block: _Block) -> Tensor:
-        """Embeds a block's prompts, (k, C, H, W), and those of the next blocks, which will be asked for next."""
-        if id(block) not in self._ahead:
-            start = self.blocks.index(block)
-            some = [other for other in self.blocks[start : start + EMBEDDED] if other.x is None]
-            x = self.embed(torch.cat([self._rows(other.classes) for other in some]))
-            parts = x.split([_length(other.classes) for other in some])
-            self._ahead = {id(other): part for other, part in zip(some, parts, strict=True)}
-        return self._ahead.pop(id(block))
 
     def _output(self, number: int, classes: Classes, x: Tensor) -> Tensor:
         """Runs a stage on what `_input` returned."""
@@ -206,7 +192,7 @@ class BlockDecoder:
         hold = number > 0 and values * head.weight.element_size() <= self.kept_bytes  # embedding again costs little
         for block in self.blocks:
             if number == 0:
-                x = self._embedded(block)
+                x = self.embed(self._rows(block.classes))
             else:
                 x = self._output(number - 1, block.classes, self._input(number - 1, block, forget=hold))
             survivors.add(_indices(block.classes).to(x.device), _head(head, x))
@@ -214,7 +200,6 @@ class BlockDecoder:
                 parts.append(x.permute(0, 2, 3, 1))
             del x
         left = survivors.result()
-        self._ahead.clear()
         self.blocks = [_Block(part, number) for part in left.split(self.block)]
         if not hold:
             return
