@@ -168,15 +168,12 @@ def test_the_model_decodes_by_blocks_without_gradients(limit: int | None, scales
 
 
 def test_bfloat16_weights_label_nearly_every_position_alike() -> None:
-    alike: list[Tensor] = []
-    for count in range(8, 28):
-        case = Case(replace(TINY, templates=20), count=count)
-        exact = case.blocks()
-        margin = exact.topk(2, dim=0).values.diff(dim=0)[0].abs()
-        case.decoder.bfloat16()
-        logits = case.blocks(block=5)
-        assert logits.dtype == torch.float32
-        clear = margin > margin.mean() / 4
-        assert clear.float().mean() > 0.5
-        alike.append((logits.argmax(dim=0) == exact.argmax(dim=0))[clear])
-    assert torch.cat(alike).float().mean() > 0.9985
+    case = Case(replace(TINY, templates=20), count=12)
+    labels = case.blocks().argmax(dim=0)
+    margin = case.blocks().topk(2, dim=0).values.diff(dim=0)[0].abs()
+    case.decoder.bfloat16()
+    logits = case.blocks(block=5)
+    assert logits.dtype == torch.float32
+    clear = margin > margin.mean() / 4
+    assert clear.float().mean() > 0.5
+    assert (logits.argmax(dim=0) == labels)[clear].float().mean() > 0.999
