@@ -184,7 +184,7 @@ def _resized(part: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _leading(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns values.max(dim=0) of finite (k, h, w), on a CPU in a quarter of the time.
+    """Returns values.max(dim=0) of finite (k, h, w), on a CPU in less time.
 
     torch looks for each pixel's index by itself. Here the first class has the rank k where its value is the maximum,
     the second k - 1, and all ranks lie far below 0 elsewhere, which is arithmetic on whole maps.
