@@ -45,7 +45,7 @@ bytes would be much.
 """
 
 
-@dataclass(eq=False)
+@dataclass
 class _Block:
     """Some classes, and what is kept of their way through the decoder.
 
@@ -179,7 +179,7 @@ class BlockDecoder:
         run = self.runs[number]
         guidance = self.guidance(number, classes, self._rows, run.step)
         for part, guide in zip(mixed.split(run.step), guidance, strict=False):  # what guides nothing has no end
-            yield run.rise(part, guide)
+            yield run.rise(part, guide, self.guidance.without.get(self.guidance.decoder.order[number]))
 
     def _reject(self, number: int, rejection: Rejection) -> None:
         """Gives up classes by what a stage's auxiliary head says of what enters the stage."""

@@ -45,6 +45,7 @@ class CostGuidance:
             if dtype != torch.float32:  # unit vectors lose least when they are rounded
                 features, length = (features / length).to(dtype), torch.ones_like(length)
             self.features[j], self.lengths[j] = features, length  # as they are, for a copy takes memory
+        self.without: dict[int, Tensor] = {}  # what guides classes without pictures, (1, c, H_j, W_j)
         self.sizes = [pyramid.stages[j - 2].shape[-2:] for j in decoder.order]
 
     def __call__(
@@ -86,7 +87,9 @@ class CostGuidance:
         conv, features, lengths = stage.cost[0], self.features[j], self.lengths[j]
         assert isinstance(conv, nn.Conv2d)
         if not self.prompts.has_visual[classes].any():  # F_v^j is 0
-            yield from itertools.repeat(F.relu_(conv(features.new_zeros(1, conv.in_channels, *features.shape[1:]))))
+            if j not in self.without:
+                self.without[j] = F.relu_(conv(features.new_zeros(1, conv.in_channels, *features.shape[1:])))
+            yield from itertools.repeat(self.without[j])
         rows = F.normalize(self.prompts.stages[j - 2][classes], dim=-1).to(features.dtype)  # (k, Mv, D_j)
         if rows.shape[1] > 1:
             unit = (features / lengths).to(features.dtype)

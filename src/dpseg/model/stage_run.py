@@ -59,6 +59,7 @@ class StageRun:
             assert up.bias is not None
             shared = shared + F.conv2d(up.bias.view(1, -1, 1, 1).expand(1, -1, *self.size), self.own, padding=1)
         self.shared = shared.contiguous(memory_format=torch.channels_last)
+        self.without: Tensor | None = None  # `shared`, and the guidance's part, of classes without pictures
 
     def spatial(self, x: Tensor) -> Tensor:
         """Looks at each class's surroundings: (k, C, H, W) -> the same shape; the block is written over."""
@@ -80,17 +81,24 @@ class StageRun:
         self.attention.mix_(rows, self.cached)
         return _image(rows, x)
 
-    def rise(self, x: Tensor, guidance: Tensor | None) -> Tensor:
+    def rise(self, x: Tensor, guidance: Tensor | None, for_all: Tensor | None = None) -> Tensor:
         """Raises the resolution and fuses: (k, C, H, W) -> (k, C', H_j, W_j).
 
         Args:
             x: some classes of a block, as `mix` returned it; best `step` of them.
             guidance: the projected cost volume, (k or 1, c, H_j, W_j), where the stage has one.
+            for_all: what guides all classes without pictures, (1, c, H_j, W_j): convolved once an image.
         """
         fused = self._raised(x)
-        if guidance is not None:
+        if guidance is None:
+            fused += self.shared
+        elif guidance is for_all:
+            if self.without is None:
+                self.without = self.shared + F.conv2d(guidance, self.cost, padding=1)
+            fused += self.without
+        else:
             fused += F.conv2d(guidance, self.cost, padding=1)
-        fused += self.shared
+            fused += self.shared
         for layer in self.rest:
             fused = F.relu_(fused) if isinstance(layer, nn.ReLU) else layer(fused)
         return fused
