@@ -27,6 +27,7 @@ import uuid
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -162,7 +163,7 @@ def figure(port: int, name: str) -> float:
     return float(re.search(rf"^{re.escape(name)} (\S+)$", text, flags=re.MULTILINE).group(1))  # type: ignore[union-attr]
 
 
-def load(seconds: float, clients: int, forms: list[tuple[bytes, str]]) -> dict[str, float]:
+def load(seconds: float, clients: int, forms: list[tuple[bytes, str]]) -> dict[str, Any]:
     """Runs the load and returns its figures."""
     with server() as port:
         for body in forms[: len(SIZES)]:  # what is prepared at the first use
@@ -193,7 +194,8 @@ def load(seconds: float, clients: int, forms: list[tuple[bytes, str]]) -> dict[s
     figures |= {"photos a second": len(took) / (max(at for at, _ in counted) - first)}
     figures |= {"CPU seconds a photo": cpu}
     figures |= {"memory at the start, MB": tenths[0] / 1e6, "memory at the end, MB": tenths[-1] / 1e6}
-    return figures | {"largest memory, MB": max(tenths) / 1e6}
+    figures |= {"largest memory, MB": max(tenths) / 1e6}
+    return figures | {"memory after each tenth, MB": ", ".join(f"{value / 1e6:.0f}" for value in tenths)}
 
 
 def main() -> int:

@@ -260,6 +260,27 @@ def test_evaluate_prints_a_table_and_writes_a_report(model: str, capsys: pytest.
     assert report["rows"][2]["ignored"] == ["background"]
 
 
+def test_evaluate_measures_a_bank_of_ones_own(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(write_set(Path("set")))
+    add = ["prompts", "bank", "add", "bank", "--model", model]
+    assert run([*add, "--ref", "red=red.png", "--ref", "blue=blue.png"]) == 0
+    measured = ["evaluate", data, "-m", model, "--prompts", "text,bank", "--bank", "bank", "--refine", "off", "--out"]
+    assert run([*measured, "out"]) == 0
+    assert run([*measured, "out.json"]) == 0
+    report = json.loads(Path("out.json").read_text())
+    text, bank = (row["miou"] for row in report["rows"])
+    assert bank > 0.9 > text
+    assert run([*measured, "shared", "--processes", "2"]) == 0
+    shared = json.loads(Path("shared/report.json").read_text())
+    assert shared["sets"][0]["rows"] == json.loads(Path("out/report.json").read_text())["sets"][0]["rows"]
+    assert run([*measured, "untrained.json", "--untrained"]) == 0
+    assert json.loads(Path("untrained.json").read_text())["rows"][1]["miou"] > 0.9
+    assert run([*add, "--ref", "red=blue.png"]) == 0
+    capsys.readouterr()
+    assert "bank asked first" in refused(capsys, *measured, "out")
+    assert "add it: --prompts bank,both" in refused(capsys, "evaluate", data, "-m", model, "--bank", "bank")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,6 +16,7 @@ from dpseg.cli import run
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
 from dpseg.matching import MATCHINGS, Matching, matching_of
+from dpseg.model.cost_volume import dual_prompt
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.matching import contrast_rows, with_whole, words_worth
@@ -155,6 +156,22 @@ def test_only_what_is_asked_for_changes(tmp_path: Path) -> None:
     assert not alone.text.any()
 
 
+def test_words_outweigh_few_pictures(tmp_path: Path) -> None:
+    encoder, cache = TinyEncoder(CONFIG), EmbeddingCache(tmp_path)
+    words, references = ["red", "green", "blue"], {"green": [GREEN, BLUE, RED, RED], "red": [RED]}
+
+    def built(prior: float) -> PromptEmbeddings:
+        return build_prompts(encoder, words, references, 2, cache, None, Matching(prior=prior)).embeddings
+
+    plain, weighed = built(0.0), built(2.0)
+    shares = torch.tensor([3.0, 1.5, 1.0])  # (1 + 2) / 1 and (4 + 2) / 4 pictures; none
+    torch.testing.assert_close(weighed.text, plain.text * shares[:, None, None])
+    assert torch.equal(weighed.visual, plain.visual)
+    expected = (3.0 * plain.text[0] + plain.visual[0]) / 2
+    torch.testing.assert_close(dual_prompt(weighed)[0], expected)
+    torch.testing.assert_close(dual_prompt(weighed)[2], plain.text[2])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -192,6 +209,7 @@ def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         "turned": True,
         "whole": 4.0,
         "weigh_words": True,
+        "prior": 0.0,
     }
     assert run([*command, "--match", "alke"]) == 2
     assert "match 'alke' is unknown; did you mean 'alike'" in capsys.readouterr().err
@@ -199,7 +217,9 @@ def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_what_is_out_of_range_is_refused() -> None:
     assert matching_of(" Plain ") == Matching()
-    with pytest.raises(ConfigError, match=r"contrast -1\.0, whole 0\.0: give numbers from 0 on"):
+    with pytest.raises(ConfigError, match=r"contrast -1\.0, whole 0\.0, prior 0\.0: give numbers from 0 on"):
         Matching(contrast=-1.0)
     with pytest.raises(ConfigError, match="contrast"):
         Matching(whole=float("nan"))
+    with pytest.raises(ConfigError, match=r"prior -2\.0"):
+        Matching(prior=-2.0)

@@ -28,8 +28,9 @@ def evaluate(
     root: options.Root = None,
     split: Annotated[str, typer.Option(help="Photos named in SPLIT.txt; all: every photo.")] = "val",
     prompts: Annotated[
-        str, typer.Option(help="text, bank (text and the model's bank), pictures, both, with commas; or all.")
+        str, typer.Option(help="text, bank (text and a bank), pictures, both, with commas; or all.")
     ] = "both",
+    bank: options.BankPlace = None,
     refine: Annotated[str, typer.Option(metavar="off|on|both", help="Inference I, II, or a row for each.")] = "both",
     names: Annotated[
         str | None,
@@ -103,6 +104,7 @@ def evaluate(
         threads=threads,
         shard=None if shard is None else shard_of(shard),
         seen=seen,
+        store=bank,
     )
     raise typer.Exit(run_evaluate(asked, Console(highlight=False), Console(stderr=True, highlight=False)))
 

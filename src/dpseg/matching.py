@@ -19,16 +19,21 @@ class Matching(Loadable):
             way round; encoding them takes four times as long.
         whole: weight of what the photo shows as a whole, beside what each position of it shows, 0 or more.
         weigh_words: of classes that have pictures, words count as far as they rank those pictures better than chance.
+        prior: words count for so many pictures more than a class has: of n reference pictures, V weighs n where T
+            weighs n + prior, for the average of few pictures says less than the words; 0 or more.
     """
 
     contrast: float = 0.0
     turned: bool = False
     whole: float = 0.0
     weigh_words: bool = False
+    prior: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.contrast >= 0 and self.whole >= 0):
-            raise ConfigError(f"contrast {self.contrast}, whole {self.whole}: give numbers from 0 on")
+        if not (self.contrast >= 0 and self.whole >= 0 and self.prior >= 0):
+            raise ConfigError(
+                f"contrast {self.contrast}, whole {self.whole}, prior {self.prior}: give numbers from 0 on"
+            )
 
 
 MATCHINGS = {"plain": Matching(), "alike": Matching(contrast=3.0, turned=True, whole=4.0, weigh_words=True)}

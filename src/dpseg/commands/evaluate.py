@@ -52,6 +52,7 @@ class EvaluateOptions:
         threads: of each process; None: the cores are shared out.
         shard: (I, N) with I from 0: only every N-th block, from the I-th on; None: all.
         seen: vocabulary or file of the names that training had; None: what the model says.
+        store: folder or file of a bank that is asked before the model's; None: there is none.
     """
 
     data: Path | str | None
@@ -70,6 +71,7 @@ class EvaluateOptions:
     threads: int | None = None
     shard: tuple[int, int] | None = None
     seen: str | None = None
+    store: Path | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -172,6 +174,9 @@ def _check(options: EvaluateOptions) -> None:
         raise ConfigError(f"--out {options.out} is one file for {len(words)} data sets; give a folder")
     if options.shard is not None and options.folder is None:
         raise ConfigError("--shard needs --out FOLDER, where all shards keep their counts")
+    if options.store is not None and "bank" not in options.config.prompts:
+        kinds = ",".join(("bank", *options.config.prompts))
+        raise ConfigError(f"--bank {options.store} is asked by --prompts bank only; add it: --prompts {kinds}")
     if options.processes < 1 or (options.threads is not None and options.threads < 1):
         raise ConfigError(f"processes {options.processes}, threads {options.threads}: give numbers of 1 or more")
     if options.folder is not None:
@@ -214,7 +219,9 @@ def _measure(
     from dpseg.evaluation.evaluate import encode_prompts, make_report
     from dpseg.evaluation.workers import Job, ModelSource
 
-    source = ModelSource(options.model, options.device, options.untrained, options.matching, options.rejection)
+    source = ModelSource(
+        options.model, options.device, options.untrained, options.matching, options.rejection, options.store
+    )
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
         segmenter: Segmenter | None = source.load()
     assert segmenter is not None

@@ -26,6 +26,9 @@ from dpseg.evaluation.plan import Plan
 from dpseg.evaluation.tally import Tally
 from dpseg.files import make_folder, write_atomically
 from dpseg.model.fingerprint import weights_fingerprint
+from dpseg.prompts.bank import Bank
+from dpseg.prompts.bank_store import BankStore
+from dpseg.prompts.banks import PictureBank
 from dpseg.segmenter import Segmenter
 
 SETTING_FILE = "setting.json"
@@ -41,15 +44,15 @@ def describe(segmenter: Segmenter, plans: Sequence[Plan]) -> dict[str, Any]:
         segmenter: the model.
         plans: one a data set, of different names.
     """
-    model = segmenter.model
-    bank = segmenter.bank
-    tensors = [] if bank is None else [bank.text, bank.dense, *bank.stages]
+    model, bank, store = segmenter.model, segmenter.bank, segmenter.store
+    asked_first = {} if store is None else {"bank asked first": _bank_fingerprint(store)}
     return {
         "dpseg": __version__,
         "model": {
             **dataclasses.asdict(model.config),
             "weights": weights_fingerprint(model.encoder.fingerprint, model.saved_state().values()),
-            "bank": None if bank is None else weights_fingerprint(_hash(bank.names), tensors),
+            "bank": None if bank is None else _bank_fingerprint(bank),
+            **asked_first,
             "refinement": dataclasses.asdict(segmenter.refinement),
         },
         "data sets": [plan.name for plan in plans],
@@ -179,6 +182,12 @@ def _describe_set(plan: Plan) -> dict[str, Any]:
 
 def _block_file(folder: Path, plan: Plan, number: int) -> Path:
     return folder / _BLOCKS / plan.name / f"{number:05d}.npz"
+
+
+def _bank_fingerprint(bank: PictureBank) -> str:
+    rows = bank.to_bank() if isinstance(bank, BankStore) else bank
+    assert isinstance(rows, Bank), "an evaluation opens banks by their place"
+    return weights_fingerprint(_hash(rows.names), [rows.text, rows.dense, *rows.stages])
 
 
 def _hash(value: Any) -> str:

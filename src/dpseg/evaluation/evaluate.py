@@ -115,8 +115,10 @@ def encode_prompts(
         PromptError: two classes have the same name, or one has none.
     """
     kinds = plan.config.prompts if kinds is None else kinds
-    if "bank" in kinds and segmenter.bank is None:
-        raise ConfigError("the model has no bank; leave it out: --prompts text,pictures,both")
+    if "bank" in kinds and segmenter.bank is None and segmenter.store is None:
+        raise ConfigError(
+            "the model has no bank; give one with --bank DIR, or leave it out: --prompts text,pictures,both"
+        )
     wanted = {"pictures", "both"} & set(kinds)
     context = plan.config.ref_context
     references = cut_references(plan.pool, plan.drawn, context) if wanted and plan.pool is not None else {}

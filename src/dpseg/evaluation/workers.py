@@ -33,6 +33,7 @@ class ModelSource:
         untrained: what it was before training, the plain cosine.
         matching: how prompts are compared with a photo; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        store: folder or file of a bank that is asked before the model's; None: there is none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelSource:
     untrained: bool = False
     matching: Matching | None = None
     rejection: Rejection | None = None
+    store: Path | None = None
 
     def load(self, rank: int = 0) -> Segmenter:
         """Loads the model.
@@ -48,16 +50,19 @@ class ModelSource:
             rank: number of the process, from 0.
 
         Raises:
-            DPSegError: there is no such model or device.
+            DPSegError: there is no such model, device or bank.
         """
         import torch
 
         device = self.device
         if device is None and torch.cuda.device_count() > 1:
             device = f"cuda:{rank % torch.cuda.device_count()}"
-        segmenter = Segmenter.from_pretrained(self.name, device, matching=self.matching, rejection=self.rejection)
+        segmenter = Segmenter.from_pretrained(
+            self.name, device, self.store, matching=self.matching, rejection=self.rejection
+        )
         if self.untrained:
-            segmenter = Segmenter(untrained(segmenter.model).to(segmenter.device), segmenter.bank)
+            plain = untrained(segmenter.model).to(segmenter.device)
+            segmenter = Segmenter(plain, segmenter.bank, store=segmenter.store)
         return segmenter
 
 

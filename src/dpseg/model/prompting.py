@@ -125,12 +125,13 @@ def _with_references(
     owners = [number for number, name in enumerate(names) for _ in owned[name]]
     rows = crop_rows(encoder, (crop for name in names for crop in _crops(encoder, owned[name])))
     found = visual_prompts(names, owners, rows, "reference")
-    weights = torch.ones(len(names), 1, 1, device=found.visual.device)  # of T, where V is a unit vector
+    counts = torch.tensor([float(len(owned[name])) for name in names], device=found.visual.device)
+    weights = (1 + matching.prior / counts)[:, None, None]  # of T, where V is a unit vector
     if matching.contrast:
         directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names), matching.turned)
         visual = found.visual + matching.contrast * directions[:, None]
         found = replace(found, visual=F.normalize(visual, dim=-1))
-        weights = 1 / visual.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)  # contrast joins Avg(T, V)
+        weights = weights / visual.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)  # contrast joins Avg(T, V)
     old = prompts.embeddings
     if matching.weigh_words and bool(old.has_text.all()):
         weights = weights * words_worth(old.text, [places[owner] for owner in owners], rows[0])
