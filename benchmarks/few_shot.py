@@ -44,12 +44,12 @@ class Run:
     Attributes:
         data: folder below the data's root.
         untrained: the plain cosine of the encoders, which never saw any of the sets.
-        match: key of `MATCHINGS`.
+        match: key of `MATCHINGS`; None: as the model's config says.
     """
 
     data: str
     untrained: bool = False
-    match: str = "plain"
+    match: str | None = None
 
 
 RUNS = {
@@ -192,7 +192,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
     for name in options.set or RUNS:
         run = RUNS[name]
-        segmenter = ModelSource(options.model, None, run.untrained, MATCHINGS[run.match]).load()
+        matching = None if run.match is None else MATCHINGS[run.match]
+        segmenter = ModelSource(options.model, None, run.untrained, matching).load()
         place = options.data / run.data
         val, everything = open_dataset(place, split="val"), open_dataset(place, split=None)
         figures = measure(segmenter, val, everything, options.seeds, options.limit)

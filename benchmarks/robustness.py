@@ -189,13 +189,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", choices=SETS, help="only this; may be repeated")
     parser.add_argument("--photos", type=int, default=40, help="so many photos of a set")
     parser.add_argument("--model", default="dpseg-lite")
-    parser.add_argument("--match", choices=list(MATCHINGS), default="plain")
+    parser.add_argument("--match", choices=list(MATCHINGS), help="default: as the model's config says")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
     folder = make_folder(options.out)
     path = folder / "robustness.json"
     results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
-    segmenter = ModelSource(options.model, matching=MATCHINGS[options.match]).load()
+    matching = None if options.match is None else MATCHINGS[options.match]
+    segmenter = ModelSource(options.model, matching=matching).load()
     for name in options.set or SETS:
         place = options.data / name
         val, everything = open_dataset(place, split="val"), open_dataset(place, split=None)

@@ -11,7 +11,7 @@ from skimage import data
 
 from dpseg.config import ModelConfig
 from dpseg.model import efficientnet_lite0 as lite0
-from dpseg.model.lite import LiteEncoder
+from dpseg.model.lite import LiteEncoder, TextMap
 from dpseg.model.minilm import MiniLM, weights_folder
 from dpseg.training.lite_setup import imagenet_names
 from encoder_contract import check_encoder
@@ -110,6 +110,16 @@ def test_the_text_residual_is_local(encoder: LiteEncoder) -> None:
     assert moved[0] == pytest.approx(1.0, abs=1e-4)
     assert moved[0] > moved[1] > 4 * moved[2]
     assert moved[2] < 0.03
+
+
+def test_a_name_of_the_training_is_familiar(encoder: LiteEncoder) -> None:
+    features = encoder.text_features(["a photo of a cat.", "a photo of a kitten.", "a photo of a bridge."])
+    known, near, far = encoder.familiarity(features).tolist()
+    assert known == pytest.approx(1.0, abs=1e-4)
+    assert 0.9 > near > 4 * far
+    assert far < 0.03
+    untrained = TextMap(encoder.text_map.vectors, 0)
+    assert untrained.familiarity(features).tolist() == [0.0] * 3
 
 
 def test_an_untrained_tuned_copy_sees_what_the_frozen_network_sees(encoder: LiteEncoder) -> None:

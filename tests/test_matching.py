@@ -20,9 +20,12 @@ from dpseg.model.cost_volume import dual_prompt
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.matching import contrast_rows, with_whole, words_worth
+from dpseg.model.prompt_encoding import name_features, words_known
 from dpseg.model.prompting import build_prompts
 from dpseg.model.tiny import TinyEncoder
+from dpseg.prompts.bank import Bank
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from dpseg.prompts.text import parse_classes, templates
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
 from miniature import write_set
@@ -170,6 +173,33 @@ def test_words_outweigh_few_pictures(tmp_path: Path) -> None:
     expected = (3.0 * plain.text[0] + plain.visual[0]) / 2
     torch.testing.assert_close(dual_prompt(weighed)[0], expected)
     torch.testing.assert_close(dual_prompt(weighed)[2], plain.text[2])
+
+
+class Forgetful(TinyEncoder):
+    """Knows "red" by half, and no other word."""
+
+    def familiarity(self, features: Tensor) -> Tensor:
+        reds = self.text_features([sentence.format("red") for sentence in templates(2)])
+        return 0.5 * (torch.cdist(features, reds) < 1e-3).any(dim=-1)
+
+
+def test_words_outweigh_pictures_as_far_as_training_knew_them(tmp_path: Path) -> None:
+    encoder, cache = Forgetful(CONFIG), EmbeddingCache(tmp_path)
+    words, references = ["crimson, red", "green", "blue"], {"red": [RED], "green": [GREEN]}
+    known = words_known(encoder, parse_classes(words), templates(2), cache)
+    torch.testing.assert_close(known, torch.tensor([0.5, 0.0, 0.0]))  # by the best known of its names
+
+    def built(prior: float, bank: Bank | None = None) -> PromptEmbeddings:
+        shown = references if bank is None else None
+        return build_prompts(encoder, words, shown, 2, cache, bank, Matching(prior=prior)).embeddings
+
+    weights = torch.tensor([2.0, 1.0, 1.0])[:, None, None]  # (1 + 2 * 0.5) / 1 picture
+    torch.testing.assert_close(built(2.0).text, built(0.0).text * weights)
+    text = name_features(encoder, parse_classes(words), cache)
+    shown = encoder.visual_features(torch.rand(3, 3, 32, 32))
+    bank = Bank(("crimson", "green", "blue"), text, shown.dense, shown.stages, encoder.fingerprint)
+    assert built(2.0, bank).has_visual.all()
+    torch.testing.assert_close(built(2.0, bank).text, built(0.0, bank).text * weights)  # a bank counts as one picture
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ class Matching(Loadable):
             way round; encoding them takes four times as long.
         whole: weight of what the photo shows as a whole, beside what each position of it shows, 0 or more.
         weigh_words: of classes that have pictures, words count as far as they rank those pictures better than chance.
-        prior: words count for so many pictures more than a class has: of n reference pictures, V weighs n where T
-            weighs n + prior, for the average of few pictures says less than the words; 0 or more.
+        prior: beside few pictures, trained words count for more. Of a class with n reference pictures, V weighs n where
+            T weighs n + prior * f, with f in [0, 1] for how well training knew the words (`Encoder.familiarity`); what
+            a bank has counts as one picture; 0 or more.
     """
 
     contrast: float = 0.0

@@ -111,6 +111,10 @@ class ClipEncoder(nn.Module):
         """See `Encoder.word_pieces`: those of CLIP's byte pair encoding."""
         return tuple(self.tokenizer.decoder[token].removesuffix("</w>") for token in self.tokenizer.encode(word))
 
+    def familiarity(self, features: Tensor) -> Tensor:
+        """See `Encoder.familiarity`: it knows any text."""
+        return features.new_ones(features.shape[:-1])
+
     def project_text(self, features: Tensor) -> Tensor:
         """The identity: CLIP's texts are in the joint space."""
         return features

@@ -87,6 +87,13 @@ class Encoder(Protocol):
         """Maps text features (..., F_t) to the joint space: T, (..., D), not normalised. The identity for CLIP."""
         ...
 
+    def familiarity(self, features: Tensor) -> Tensor:
+        """Returns how near texts lie to those that training put into the joint space: (..., F_t) -> (...) in [0, 1].
+
+        1 for CLIP, which has learned from texts of all kinds.
+        """
+        ...
+
     def visual_features(self, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
         """Encodes N prompt pictures with the frozen visual prompt encoder, no gradient.
 

@@ -75,6 +75,12 @@ class TextMap(nn.Module):
         """Maps (..., 384) unit text features to (..., 1280) without the residual: unit vectors."""
         return F.normalize(_kernel(features, self.support, KERNEL_GAMMA) @ self.coefficients, dim=-1)
 
+    def familiarity(self, features: Tensor) -> Tensor:
+        """Returns the largest share that the residual of one name has in a text's: (..., 384) -> (...) in [0, 1]."""
+        if len(self.local_support) == 0:
+            return features.new_zeros(features.shape[:-1])
+        return _kernel(features, self.local_support, LOCAL_GAMMA).amax(dim=-1).clamp(max=1.0)
+
     def forward(self, features: Tensor) -> Tensor:
         """Maps (..., 384) unit text features to (..., 1280)."""
         x = self.regress(features)
@@ -163,6 +169,10 @@ class LiteEncoder(nn.Module):
         """Maps (..., 384) text features to (..., 1280)."""
         mapped: Tensor = self.text_map(features)
         return mapped
+
+    def familiarity(self, features: Tensor) -> Tensor:
+        """See `Encoder.familiarity`: 1 for a name of the training, near 0 far from all of them."""
+        return self.text_map.familiarity(features)
 
     @torch.no_grad()
     def visual_features(self, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -59,12 +60,29 @@ def text_prompts(
         cache: where features of texts are kept. They are those of the frozen text encoder, before any projection that
             training changes.
     """
-    expanded = [texts for entry in classes for texts in expand(entry, sentences)]  # K x M lists of synonyms
-    flat = [text for texts in expanded for text in texts]
-    features = text_features(encoder, flat, cache).to(encoder_device(encoder))
+    features, owners = _expanded(encoder, classes, sentences, cache)
     embeddings = F.normalize(encoder.project_text(features), dim=-1)
-    means = _group_means(embeddings, [row for row, texts in enumerate(expanded) for _ in texts], len(expanded))
+    means = _group_means(embeddings, owners, len(classes) * len(sentences))
     return means.view(len(classes), len(sentences), -1)
+
+
+@torch.no_grad()
+def words_known(
+    encoder: Encoder, classes: Sequence[ClassName], sentences: Sequence[str], cache: EmbeddingCache
+) -> Tensor:
+    """Returns how familiar K classes are by the best known of their names, averaged over templates: (K,) in [0, 1]."""
+    features, owners = _expanded(encoder, classes, sentences, cache)
+    synonyms = encoder.familiarity(features).split([len(list(same)) for _, same in groupby(owners)])
+    return torch.stack([each.max() for each in synonyms]).view(len(classes), len(sentences)).mean(dim=1)
+
+
+def _expanded(
+    encoder: Encoder, classes: Sequence[ClassName], sentences: Sequence[str], cache: EmbeddingCache
+) -> tuple[Tensor, list[int]]:
+    """Encodes all sentences of all synonyms: features (N, F_t), and of each its row among K x M."""
+    expanded = [texts for entry in classes for texts in expand(entry, sentences)]  # K x M lists of synonyms
+    features = text_features(encoder, [text for texts in expanded for text in texts], cache)
+    return features.to(encoder_device(encoder)), [row for row, texts in enumerate(expanded) for _ in texts]
 
 
 @torch.no_grad()

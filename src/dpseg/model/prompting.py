@@ -23,6 +23,7 @@ from dpseg.model.prompt_encoding import (
     prompt_fingerprint,
     text_prompts,
     visual_prompts,
+    words_known,
 )
 from dpseg.prompts.banks import PictureBank
 from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet
@@ -62,13 +63,19 @@ def build_prompts(
     pictures = _by_name(references or {})
     classes = parse_classes(list(pictures) if text is None else text)
     owned = _by_class(classes, pictures)
-    words = None if text is None else text_prompts(encoder, classes, templates(template_count), cache)  # T
+    matching, sentences = matching or Matching(), templates(template_count)
+    words = None if text is None else text_prompts(encoder, classes, sentences, cache)  # T
     prompts = _without_pictures(encoder, classes, words, template_count)
+    prior = torch.zeros(len(classes), device=prompts.embeddings.text.device)  # in pictures
+    if matching.prior and words is not None:
+        prior = matching.prior * words_known(encoder, classes, sentences, cache)
     if bank is not None and words is not None:
+        place = {entry.name: number for number, entry in enumerate(classes)}
         wordy = [entry for entry in classes if entry.name not in owned]
         for found in bank_prompts(encoder, bank, wordy, cache) if wordy else ():
-            prompts = prompts.replace(found)
-    return _with_references(encoder, prompts, owned, matching or Matching()) if owned else prompts
+            places = [place[name] for name in found.names]
+            prompts = _weigh_words(prompts.replace(found), places, 1 + prior[places])
+    return _with_references(encoder, prompts, owned, matching, prior) if owned else prompts
 
 
 def _by_name(references: References) -> dict[str, list[Reference]]:
@@ -117,28 +124,32 @@ def _without_pictures(
 
 
 def _with_references(
-    encoder: Encoder, prompts: PromptSet, owned: Mapping[str, Sequence[Reference]], matching: Matching
+    encoder: Encoder, prompts: PromptSet, owned: Mapping[str, Sequence[Reference]], matching: Matching, prior: Tensor
 ) -> PromptSet:
-    """Encodes the pictures of each class, and puts their average in."""
+    """Encodes the pictures of each class, and puts their average in; words count for `prior` (K,) pictures more."""
     names = list(owned)
     places = [prompts.names.index(name) for name in names]
     owners = [number for number, name in enumerate(names) for _ in owned[name]]
     rows = crop_rows(encoder, (crop for name in names for crop in _crops(encoder, owned[name])))
     found = visual_prompts(names, owners, rows, "reference")
     counts = torch.tensor([float(len(owned[name])) for name in names], device=found.visual.device)
-    weights = (1 + matching.prior / counts)[:, None, None]  # of T, where V is a unit vector
+    weights = 1 + prior[places] / counts  # of T, where V is a unit vector
     if matching.contrast:
         directions = contrast_rows(encoder, (_crops(encoder, owned[name]) for name in names), matching.turned)
         visual = found.visual + matching.contrast * directions[:, None]
         found = replace(found, visual=F.normalize(visual, dim=-1))
-        weights = weights / visual.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)  # contrast joins Avg(T, V)
+        weights = weights / visual.norm(dim=-1).mean(dim=1)  # contrast joins Avg(T, V)
     old = prompts.embeddings
     if matching.weigh_words and bool(old.has_text.all()):
         weights = weights * words_worth(old.text, [places[owner] for owner in owners], rows[0])
-    every = torch.ones(len(prompts), 1, 1, device=old.text.device)
-    every[places] = weights.to(every)
-    prompts = prompts.replace(found)
-    return prompts.with_embeddings(replace(prompts.embeddings, text=old.text * every))
+    return _weigh_words(prompts.replace(found), places, weights)
+
+
+def _weigh_words(prompts: PromptSet, places: Sequence[int], weights: Tensor) -> PromptSet:
+    """Multiplies T of the classes at `places` with weights (C,)."""
+    text = prompts.embeddings.text.clone()
+    text[list(places)] *= weights[:, None, None].to(text)
+    return prompts.with_embeddings(replace(prompts.embeddings, text=text))
 
 
 def _crops(encoder: Encoder, pictures: Sequence[Reference]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -157,8 +157,9 @@ class _AttentionRun:
         """Returns the attention's result (k, length, C) for queries (length * heads, k, C / heads)."""
         size = query.shape[2]
         if self.both is None:  # with the keys in every column, so that the denominator has the numerator's shape
-            self.both = torch.cat((self.summary, self.keys.view(-1, size, 1).expand_as(self.summary)), dim=2)
-            self.both = self.both.to(query.dtype)
+            keys = self.keys.view(-1, size, 1).expand_as(self.summary)
+            self.both = torch.cat((self.summary, keys), dim=2).to(query.dtype)
+            self.summary = self.keys = self.both.new_empty(0)  # nothing is added any more
         both = query @ self.both[start * self.heads : (start + length) * self.heads]
         attended = both[..., :size] / (both[..., size:] + 1e-6)
         tokens: Tensor = attended.view(length, self.heads, -1, size).permute(2, 0, 1, 3).flatten(2)

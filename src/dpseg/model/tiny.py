@@ -95,6 +95,10 @@ class TinyEncoder(nn.Module):
         """See `Encoder.word_pieces`: it knows any word."""
         return (word,)
 
+    def familiarity(self, features: Tensor) -> Tensor:
+        """See `Encoder.familiarity`: it knows any text."""
+        return features.new_ones(features.shape[:-1])
+
     def project_text(self, features: Tensor) -> Tensor:
         """See `Encoder.project_text`: linear, trainable."""
         projected: Tensor = self.text_projection(features)

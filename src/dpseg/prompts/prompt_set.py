@@ -26,7 +26,8 @@ class PromptEmbeddings:
     """The tensors of a prompt set, as the model takes them. A leading batch dimension is optional everywhere.
 
     Attributes:
-        text: T, (K, M, D) unit vectors; rows of classes without text are zero.
+        text: T, (K, M, D) unit vectors, or longer ones where words weigh more beside pictures than these (`Matching`);
+            rows of classes without text are zero.
         visual: V, (K, Mv, D) unit vectors, Mv = 1 or M; rows of classes without pictures are zero.
         stages: GAP(V_j) for j = 2, 3, 4: three tensors (K, Mv, D_j) of unit vectors; zero where there is no picture.
         has_text: (K,) bool.
