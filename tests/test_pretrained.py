@@ -13,6 +13,7 @@ from PIL import Image
 from dpseg.cache import EmbeddingCache
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError
+from dpseg.matching import Matching
 from dpseg.model.dpseg import DPSeg
 from dpseg.pretrained import UNTRAINED_SCALE, load_pretrained, model_folder, pick_device, untrained
 from dpseg.prompts.bank import Bank
@@ -102,3 +103,5 @@ def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
     assert not plain.decoder.head.weight.any()
     assert plain.config == config
     assert untrained(DPSeg(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE
+    weighed = replace(config, presence=0.5, matching=Matching(contrast=1.0, prior=3.0))
+    assert untrained(DPSeg(weighed)).config == replace(config, matching=Matching(contrast=1.0))

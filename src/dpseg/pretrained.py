@@ -83,9 +83,12 @@ def untrained(model: DPSeg) -> DPSeg:
     """Returns what the model was before training: the plain cosine with R of its encoder, as logits.
 
     What the encoder was fitted with, its buffers, is kept; everything that a gradient moves starts again. Labels are
-    those of the cosine alone, without the config's `presence`.
+    those of the cosine alone, without the config's `presence`, and no words are better known than others.
     """
-    fresh = DPSeg(replace(model.config, logit_scale=model.config.logit_scale or UNTRAINED_SCALE, presence=0.0))
+    config = model.config
+    matching = replace(config.matching, prior=0.0)
+    scale = config.logit_scale or UNTRAINED_SCALE
+    fresh = DPSeg(replace(config, logit_scale=scale, presence=0.0, matching=matching))
     fitted = dict(model.named_buffers())
     for name, buffer in fresh.named_buffers():
         buffer.copy_(fitted[name])
