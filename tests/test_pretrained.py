@@ -100,6 +100,10 @@ def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
     with torch.no_grad():
         model.decoder.head.weight.normal_()
     plain = untrained(model)
+    state = torch.get_rng_state()
+    again = untrained(model).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in plain.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
     assert not plain.decoder.head.weight.any()
     assert plain.config == config
     assert untrained(DPSeg(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE

@@ -88,7 +88,9 @@ def untrained(model: DPSeg) -> DPSeg:
     config = model.config
     matching = replace(config.matching, prior=0.0)
     scale = config.logit_scale or UNTRAINED_SCALE
-    fresh = DPSeg(replace(config, logit_scale=scale, presence=0.0, matching=matching))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same weights each time: an evaluation that goes on knows the model again
+        fresh = DPSeg(replace(config, logit_scale=scale, presence=0.0, matching=matching))
     fitted = dict(model.named_buffers())
     for name, buffer in fresh.named_buffers():
         buffer.copy_(fitted[name])
