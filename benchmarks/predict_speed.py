@@ -1,6 +1,6 @@
 """Times `dpseg predict` as a user meets it: a 640 x 480 photo, 20 names, dpseg-lite, fresh process, empty cache.
 
-    make bench
+    python benchmarks/predict_speed.py     # make bench runs it too
 
 prints a Markdown table of medians over 5 runs, and fails where a bound of the project is broken: 6 s from start to
 finish, 1 s in the model (encoding, Inference I, crops, Inference II), 1.5 GB at the peak, 0.2 s for `import dpseg`.

@@ -27,7 +27,6 @@ from dpseg.evaluation.evaluate import encode_prompts
 from dpseg.evaluation.metrics import ConfusionMatrix
 from dpseg.evaluation.plan import Plan, make_plan
 from dpseg.files import write_atomically
-from dpseg.model.dpseg import decoded_classes
 from dpseg.rejection import Rejection
 from dpseg.segmenter import Segmenter
 
@@ -76,7 +75,7 @@ def measure(segmenter: Segmenter, plan: Plan, kind: PromptKind) -> list[Measured
             found = model.decode_photo(encoded.pyramid, embeddings, (image.height, image.width))
             labels = found.labels()
             cell.seconds.append(time.perf_counter() - start)
-            cell.decoded.append(len(decoded_classes(found)))
+            cell.decoded.append(len(found.logits))
             cell.matrix.update(sample.mask, prompts.lines[labels])
     return cells
 

@@ -50,8 +50,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         photo.save(place / name)
     write_set(place / "labelled", photos=3)
-    write_set(place / "data" / "clothing", photos=3)
-    (place / "data" / "clothing" / "val.txt").write_text("photo0")
+    for name in ("clothing", "coco_things"):
+        write_set(place / "data" / name, photos=3)
+        (place / "data" / name / "val.txt").write_text("photo0")
     (place / "classes.txt").write_text("cat\nwall, background\n")
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 100.0, "bbox": [10, 10, 90, 90]}
     shapes = [annotation | {"segmentation": box(10, 10, 100, 100)}]
