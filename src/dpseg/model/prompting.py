@@ -67,7 +67,7 @@ def build_prompts(
     words = None if text is None else text_prompts(encoder, classes, sentences, cache)  # T
     prompts = _without_pictures(encoder, classes, words, template_count)
     prior = torch.zeros(len(classes), device=prompts.embeddings.text.device)  # in pictures
-    if matching.prior and words is not None:
+    if matching.prior and words is not None and (owned or bank is not None):
         prior = matching.prior * words_known(encoder, classes, sentences, cache)
     if bank is not None and words is not None:
         place = {entry.name: number for number, entry in enumerate(classes)}
