@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +33,48 @@ def test_pieces_are_given_back() -> None:
     assert len(kept) == 80
 
 
+HEAPS_OF_THREADS = """
+import ctypes, sys, tempfile, threading
+from dpseg.memory import share_heaps
+count, threads = int(sys.argv[1]), 12
+assert not count or share_heaps(count)
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.fdopen.argtypes, libc.fclose.argtypes = [ctypes.c_int, ctypes.c_char_p], [ctypes.c_void_p]
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+started = threading.Barrier(threads)
+def allocate():
+    held = [libc.malloc(1000) for _ in range(10)]
+    started.wait()
+    for one in held:
+        libc.free(one)
+workers = [threading.Thread(target=allocate) for _ in range(threads)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+with tempfile.NamedTemporaryFile() as file:
+    stream = libc.fdopen(libc.dup(file.fileno()), b"w")
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(open(file.name).read().count("<heap nr="))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+def test_threads_share_heaps() -> None:
+    if memory._glibc() is None:
+        pytest.skip("the C library is not glibc")
+
+    def heaps(count: int) -> int:
+        command = [sys.executable, "-c", HEAPS_OF_THREADS, str(count)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert heaps(0) > 3
+    assert heaps(3) <= 3
+
+
 def test_other_systems_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
@@ -39,4 +82,5 @@ def test_other_systems_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", missing)
     memory._glibc.cache_clear()
     assert not memory.release_free_memory()
+    assert not memory.share_heaps(4)
     memory._glibc.cache_clear()

@@ -1,9 +1,11 @@
-"""Giving freed memory back to the system, so that long runs stay as small as short ones."""
+"""What the C library does with freed memory, so that long runs stay as small as short ones."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
+
+_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 
 
 def release_free_memory() -> bool:
@@ -20,6 +22,23 @@ def release_free_memory() -> bool:
         return False
     library.malloc_trim(0)
     return True
+
+
+def share_heaps(count: int) -> bool:
+    """Lets all threads of the process share so many heaps of the C library, where it is glibc.
+
+    It gives nearly every thread that allocates at the same time as others a heap of its own, up to eight a core, and in
+    each of them stays behind what lies between pieces that are still used: a server with many threads grew by 10 MB a
+    minute. Call it before threads are started; heaps that are there stay.
+
+    Args:
+        count: 1 or more. Threads wait for each other while one of them allocates in a heap that they share.
+
+    Returns:
+        Whether the C library did so.
+    """
+    library = _glibc()
+    return library is not None and library.mallopt(_ARENA_MAX, count) == 1
 
 
 @lru_cache(maxsize=1)

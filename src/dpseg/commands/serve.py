@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dpseg.errors import ConfigError, MissingExtraError
+from dpseg.memory import share_heaps
 from dpseg.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE = 75
 """Seconds until an idle connection is closed: more than the 60 of common proxies, which would else use it meanwhile."""
+
+HEAPS = 4
+"""Of the C library, for all threads: with as many as it likes the server grew, and with two it was slower."""
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -75,6 +79,7 @@ def serve(options: ServeOptions, console: Console, errors: Console) -> int:
         raise MissingExtraError(f"serve needs the package {error.name}; pip install 'dpseg[serve]'") from error
     if not options.api:
         _need_page()
+    share_heaps(HEAPS)
     with listen(options.host, options.port) as listening:
         app = _application(options, errors)
         host, port = listening.getsockname()[:2]
