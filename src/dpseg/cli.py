@@ -64,6 +64,7 @@ def predict(
     match: options.Match = None,
     max_classes: options.MaxClasses = None,
     keep_top: options.KeepTop = None,
+    precision: options.Precision = "32",
     background: options.Background = None,
     out: options.Out = Path("out"),
     formats: options.Formats = "png,json,overlay",
@@ -83,6 +84,7 @@ def predict(
     from dpseg.commands.prompts_input import feature_kind
     from dpseg.commands.reference_sets import RefsOptions, context_of
     from dpseg.matching import matching_of
+    from dpseg.precision import precision_of
     from dpseg.rejection import rejection_of
 
     asked = PredictOptions(
@@ -102,6 +104,7 @@ def predict(
         feature_prompts=feature_kind(feature_prompts),
         matching=None if match is None else matching_of(match),
         rejection=rejection_of(max_classes, keep_top),
+        precision=precision_of(precision),
         background=options.read_background(background),
         device=device,
         batch_size=batch_size,

@@ -70,6 +70,7 @@ def batch(
     match: options.Match = None,
     max_classes: options.MaxClasses = None,
     keep_top: options.KeepTop = None,
+    precision: options.Precision = "32",
     model: options.Model = "dpseg-lite",
     refine: options.RefineHow = None,
     device: options.Device = None,
@@ -100,6 +101,7 @@ def batch(
     from dpseg.commands.batch import BatchOptions
     from dpseg.commands.batch import batch as run_batch
     from dpseg.matching import matching_of
+    from dpseg.precision import precision_of
     from dpseg.rejection import rejection_of
 
     asked = BatchOptions(
@@ -112,6 +114,7 @@ def batch(
         background=options.read_background(background),
         matching=None if match is None else matching_of(match),
         rejection=rejection_of(max_classes, keep_top),
+        precision=precision_of(precision),
         model=model,
         refine=read_refinement(refine),
         device=device,

@@ -20,6 +20,14 @@ def export(
         str,
         typer.Option("--format", "-f", metavar="onnx|torch-export", help="For onnxruntime, or for torch.export.load."),
     ] = "onnx",
+    int8: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PHOTOS",
+            help="Encode images in 8-bit integers, whose ranges are measured on these photos (files, folders, globs; a"
+            " dozen or more like those to come): faster, and some labels change.",
+        ),
+    ] = None,
     model: options.Model = "dpseg-lite",
     text: options.Text = None,
     ref: options.References = None,
@@ -41,5 +49,6 @@ def export(
         device="cpu",
         out=out,
         form=form,
+        int8=tuple(int8 or ()),
     )
     raise typer.Exit(run_export(asked, Console(highlight=False), Console(stderr=True, highlight=False)))

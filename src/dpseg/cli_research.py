@@ -66,6 +66,7 @@ def evaluate(
     match: options.Match = None,
     max_classes: options.MaxClasses = None,
     keep_top: options.KeepTop = None,
+    precision: options.Precision = "32",
 ) -> None:
     """Measure a model on labelled photos: print Markdown tables, write a report."""
     from dpseg.commands.evaluate import EvaluateOptions, prompt_kinds, refine_rows, shard_of
@@ -73,6 +74,7 @@ def evaluate(
     from dpseg.commands.reference_sets import context_of
     from dpseg.config import EvalConfig
     from dpseg.matching import matching_of
+    from dpseg.precision import precision_of
     from dpseg.rejection import rejection_of
 
     config = EvalConfig(
@@ -96,6 +98,7 @@ def evaluate(
         untrained=untrained,
         matching=None if match is None else matching_of(match),
         rejection=rejection_of(max_classes, keep_top),
+        precision=precision_of(precision),
         device=device,
         out=out,
         sets=tuple(word.strip() for word in (sets or "").split(",") if word.strip()),

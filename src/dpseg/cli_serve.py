@@ -69,6 +69,7 @@ def serve(
     model: options.Model = "dpseg-lite",
     device: options.Device = None,
     batch_size: options.BatchSize = None,
+    precision: options.Precision = "32",
     workers: Annotated[
         int | None,
         typer.Option(help="Batches in work at a time. Default: 1 on a GPU, one a core on a CPU, 4 at most."),
@@ -77,6 +78,7 @@ def serve(
     """Open a page for photos, names and reference pictures; other programs use the same address over HTTP."""
     from dpseg.commands.serve import ServeOptions
     from dpseg.commands.serve import serve as run_serve
+    from dpseg.precision import precision_of
     from dpseg.serving.settings import ServeSettings
 
     settings = ServeSettings(
@@ -95,5 +97,5 @@ def serve(
         workers=workers,
         body_seconds=body_seconds,
     )
-    asked = ServeOptions(settings, api, host, port, grace, model, device, bank, not no_bank)
+    asked = ServeOptions(settings, api, host, port, grace, model, device, bank, not no_bank, precision_of(precision))
     raise typer.Exit(run_serve(asked, Console(highlight=False), Console(stderr=True, highlight=False)))

@@ -26,6 +26,7 @@ from dpseg.model.preprocess import MAX_SIZE, MIN_SIZE
 from dpseg.model.prompt_encoding import encoder_device, prompt_fingerprint
 from dpseg.model.prompting import References, build_prompts
 from dpseg.photos import Encoded, Photo, by_size, load_photo, photo_batches
+from dpseg.precision import Precision
 from dpseg.pretrained import load_pretrained, pick_device
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.banks import PictureBank, check_encoder, feature_bank, open_bank
@@ -84,6 +85,7 @@ class Segmenter:
         feature_prompts: FeaturePrompts = "blend",
         matching: Matching | None = None,
         rejection: Rejection | None = None,
+        precision: Precision = "32",
     ) -> Self:
         """Loads a model and its bank.
 
@@ -94,6 +96,7 @@ class Segmenter:
             feature_prompts: what classes that have only words get from the banks, see `FeaturePrompts`.
             matching: how prompts are compared with a photo, e.g. `MATCHINGS["alike"]`; None: as the config says.
             rejection: which classes of a long list are given up early; None: as the config says.
+            precision: "bf16" is faster where the processor or GPU has bfloat16, and changes some labels.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -102,6 +105,7 @@ class Segmenter:
         """
         place = pick_device(device)
         model, bank = load_pretrained(name_or_path, matching, rejection)
+        model.set_precision(precision)
         return cls(model.to(place), bank, None, None, None if store is None else open_bank(store), feature_prompts)
 
     @property

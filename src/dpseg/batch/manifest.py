@@ -76,7 +76,7 @@ def describe(
         "names": prompts.names,
         "prompts": _hash_prompts(prompts),
         "weights": weights_fingerprint(model.encoder.fingerprint, model.saved_state().values()),
-        "model": dataclasses.asdict(model.config),
+        "model": {**dataclasses.asdict(model.config), "precision": model.precision},
         "refinement": dataclasses.asdict(segmenter.refinement),
         **options,
     }

@@ -18,6 +18,7 @@ from dpseg.config import RefineConfig
 from dpseg.errors import DPSegError, ImageError
 from dpseg.lookahead import look_ahead
 from dpseg.matching import Matching
+from dpseg.precision import Precision
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.rejection import Rejection
 from dpseg.segmenter import Segmenter
@@ -43,6 +44,7 @@ class Job:
         size: encoder's input size in pixels; None: the model's own.
         matching: how prompts are compared with a picture; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
         device: None: CUDA where there is a GPU.
         batch_size: pictures at a time; None: as suits the device.
     """
@@ -57,6 +59,7 @@ class Job:
     size: int | None = None
     matching: Matching | None = None
     rejection: Rejection | None = None
+    precision: Precision = "32"
     device: str | None = None
     batch_size: int | None = None
 
@@ -70,7 +73,11 @@ class Job:
             DPSegError: as `Segmenter.from_pretrained`.
         """
         loaded = Segmenter.from_pretrained(
-            self.model, device or self.device, matching=self.matching, rejection=self.rejection
+            self.model,
+            device or self.device,
+            matching=self.matching,
+            rejection=self.rejection,
+            precision=self.precision,
         )
         loaded.refinement = self.refinement
         return loaded

@@ -17,6 +17,7 @@ from dpseg.commands.progress import progress
 from dpseg.commands.refinement import Refinement
 from dpseg.errors import ConfigError, MissingExtraError, did_you_mean
 from dpseg.matching import Matching
+from dpseg.precision import Precision
 from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class BatchOptions:
         background: threshold in [0, 1]; None: no pixel is "none".
         matching: how prompts are compared with a picture; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
         model: name, folder or hub id.
         refine: whether Inference II runs, and how; not as a sequence.
         device: None: CUDA where there is a GPU.
@@ -66,6 +68,7 @@ class BatchOptions:
     background: float | None = None
     matching: Matching | None = None
     rejection: Rejection | None = None
+    precision: Precision = "32"
     model: str = "dpseg-lite"
     refine: Refinement = field(default_factory=Refinement)
     device: str | None = None
@@ -175,6 +178,7 @@ def _job(options: BatchOptions) -> Job:
         size=options.size,
         matching=options.matching,
         rejection=options.rejection,
+        precision=options.precision,
         device=options.device,
         batch_size=options.batch_size,
     )

@@ -19,6 +19,7 @@ from dpseg.config import EvalConfig, PromptKind
 from dpseg.errors import ConfigError, DPSegError, did_you_mean
 from dpseg.files import write_atomically
 from dpseg.matching import Matching
+from dpseg.precision import Precision
 from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class EvaluateOptions:
         untrained: measure what the model was before training, the plain cosine.
         matching: how prompts are compared with a photo; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
         device: None: CUDA where there is a GPU.
         out: a file that ends in .json, or the folder of the report and of the counts; None: nothing is written.
         sets: more data sets, each a section of the report.
@@ -63,6 +65,7 @@ class EvaluateOptions:
     untrained: bool = False
     matching: Matching | None = None
     rejection: Rejection | None = None
+    precision: Precision = "32"
     device: str | None = None
     out: Path | None = None
     sets: tuple[str, ...] = ()
@@ -220,7 +223,13 @@ def _measure(
     from dpseg.evaluation.workers import Job, ModelSource
 
     source = ModelSource(
-        options.model, options.device, options.untrained, options.matching, options.rejection, options.store
+        options.model,
+        options.device,
+        options.untrained,
+        options.matching,
+        options.rejection,
+        options.precision,
+        options.store,
     )
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
         segmenter: Segmenter | None = source.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,8 +14,10 @@ from rich.console import Console
 from dpseg.commands.places import check_writable
 from dpseg.commands.prompts_input import AskedClasses, check_classes, load_classes
 from dpseg.errors import ConfigError, MissingExtraError, did_you_mean
+from dpseg.images import find_images
 
 if TYPE_CHECKING:
+    from dpseg.exporting.about import About
     from dpseg.prompts.prompt_set import PromptSet
     from dpseg.segmenter import Segmenter
 
@@ -28,10 +31,13 @@ class ExportOptions(AskedClasses):
     Attributes:
         out: the file.
         form: of `FORMATS`.
+        int8: photos, folders and globs on which ranges are measured, for an encoder in 8-bit integers; none: it stays
+            in single precision.
     """
 
     out: Path
     form: str = "onnx"
+    int8: tuple[str, ...] = ()
 
 
 def export(options: ExportOptions, console: Console, errors: Console) -> int:
@@ -52,6 +58,9 @@ def export(options: ExportOptions, console: Console, errors: Console) -> int:
         raise ConfigError(f"format {options.form!r} is unknown; {did_you_mean(options.form, FORMATS)}")
     if options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a folder; name a file in it, such as {options.out / 'model.onnx'}")
+    if options.int8 and options.form != "onnx":
+        raise ConfigError(f"--int8 does not go with --format {options.form}; leave one of them out")
+    photos = find_images(options.int8) if options.int8 else []
     check_writable(options.out.parent)
     if options.form == "onnx":
         _need("onnx", "onnxscript", "onnxruntime")
@@ -75,11 +84,34 @@ def export(options: ExportOptions, console: Console, errors: Console) -> int:
         limit = f"the export differs from the model by {worst:.1e}, and at most {parity.TOLERANCE:g} is let pass"
         errors.print(f"dpseg: {limit}; nothing is written", markup=False, soft_wrap=True)
         return 1
+    if photos:
+        with errors.status("Measuring ranges") if errors.is_terminal else nullcontext():
+            content, report = _quantised(content, photos, facts, segmenter, prompts)
+        console.print(report, markup=False, soft_wrap=True)
     write_atomically(options.out, content)
     classes = "any classes" if prompts is None else f"{len(prompts)} classes"
-    line = f"{options.out}: {options.model} for {classes}, {len(content) / 1e6:.1f} MB; largest difference {worst:.1e}"
-    console.print(line, markup=False, soft_wrap=True)
+    line = f"{options.out}: {options.model} for {classes}, {len(content) / 1e6:.1f} MB"
+    console.print(line if photos else f"{line}; largest difference {worst:.1e}", markup=False, soft_wrap=True)
     return 0
+
+
+def _quantised(
+    content: bytes, photos: Sequence[Path], facts: About, segmenter: Segmenter, frozen: PromptSet | None
+) -> tuple[bytes, str]:
+    """Returns the file with an encoder in 8-bit integers, and a line that says what that changes."""
+    from dpseg.data.vocabularies import load_vocabulary
+    from dpseg.exporting.about import PROMPT_INPUTS
+    from dpseg.exporting.graph import prompt_tensors
+    from dpseg.exporting.quantize import agreement, calibration_inputs, quantize
+
+    arrays, what = {}, "the classes"
+    if frozen is None:
+        tensors = prompt_tensors(segmenter.prompts(load_vocabulary("coco"), bank=False).embeddings)
+        arrays, what = {n: t.cpu().numpy() for n, t in zip(PROMPT_INPUTS, tensors, strict=True)}, "COCO's 133 names"
+    inputs = calibration_inputs(photos, facts, arrays)
+    small = quantize(content, inputs)
+    share = f"{agreement(content, small, inputs):.1%} of the positions of {len(inputs)} photos"
+    return small, f"8-bit integers: of {what}, {share} have the same as before"
 
 
 def _need(*packages: str) -> None:

@@ -72,6 +72,14 @@ KeepTop = Annotated[
         metavar="N", help="With --max-classes: of those, only the ones among the N likeliest somewhere in the photo."
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="32|bf16",
+        help="Numbers that the model computes in; bf16 is faster where the processor or GPU has bfloat16, and changes"
+        " some labels.",
+    ),
+]
 Vocabularies = Annotated[
     list[str] | None,
     typer.Option(

@@ -25,6 +25,7 @@ from dpseg.large.grid import Tiling
 from dpseg.large.label_tiff import write_photo_labels
 from dpseg.large.tiff import georeference, tiff_library
 from dpseg.matching import Matching
+from dpseg.precision import Precision
 from dpseg.rejection import Rejection
 from dpseg.result import FORMATS
 
@@ -58,6 +59,7 @@ class PredictOptions:
         feature_prompts: what words without pictures get from the banks.
         matching: how prompts are compared with a photo; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
         background: threshold in [0, 1]; None: no pixel is "none".
         device: None: CUDA where there is a GPU.
         batch_size: photos at a time; None: as suits the device.
@@ -82,6 +84,7 @@ class PredictOptions:
     feature_prompts: FeaturePrompts = "blend"
     matching: Matching | None = None
     rejection: Rejection | None = None
+    precision: Precision = "32"
     background: float | None = None
     device: str | None = None
     batch_size: int | None = None
@@ -116,7 +119,8 @@ def predict(options: PredictOptions, console: Console, errors: Console) -> int:
         raise ConfigError(
             f"--bank {options.store} gives words pictures, and --feature-prompts off takes none; leave out one of them"
         )
-    loaded = load_classes(options, errors, options.store, options.feature_prompts, options.matching, options.rejection)
+    asked = options.store, options.feature_prompts, options.matching, options.rejection, options.precision
+    loaded = load_classes(options, errors, *asked)
     segmenter, prompts = loaded.segmenter, loaded.prompts
     segmenter.refinement = options.refine.config
     if options.save_prompts is not None:

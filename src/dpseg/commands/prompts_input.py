@@ -14,6 +14,7 @@ from dpseg.commands.reference_sets import References, RefsOptions, check_refs, o
 from dpseg.config import FeaturePrompts
 from dpseg.errors import ConfigError, PromptError, did_you_mean
 from dpseg.matching import Matching
+from dpseg.precision import Precision
 from dpseg.rejection import Rejection
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def load_classes(
     feature_prompts: FeaturePrompts = "blend",
     matching: Matching | None = None,
     rejection: Rejection | None = None,
+    precision: Precision = "32",
 ) -> LoadedClasses:
     """Loads the model and encodes the classes.
 
@@ -159,6 +161,7 @@ def load_classes(
         feature_prompts: what words without pictures get from the banks.
         matching: how prompts are compared with a photo; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
 
     Raises:
         DPSegError: the user's mistake.
@@ -174,7 +177,7 @@ def load_classes(
     saved = PromptSet.load(options.prompts) if options.prompts is not None else None
     with _status(errors, f"Loading {options.model}"):
         segmenter = Segmenter.from_pretrained(
-            options.model, options.device, store, feature_prompts, matching, rejection
+            options.model, options.device, store, feature_prompts, matching, rejection, precision
         )
     if not options.bank:
         segmenter.bank = None

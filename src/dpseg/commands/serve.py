@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dpseg.errors import ConfigError, MissingExtraError
 from dpseg.memory import share_heaps
+from dpseg.precision import Precision
 from dpseg.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ServeOptions:
         device: None: CUDA where there is a GPU.
         store: folder or file of a bank of one's own, which is asked before the model's.
         bank: use the model's bank.
+        precision: of the numbers that the model computes in.
     """
 
     settings: ServeSettings
@@ -54,6 +56,7 @@ class ServeOptions:
     device: str | None = None
     store: Path | None = None
     bank: bool = True
+    precision: Precision = "32"
 
 
 def serve(options: ServeOptions, console: Console, errors: Console) -> int:
@@ -113,7 +116,7 @@ def _application(options: ServeOptions, errors: Console) -> FastAPI:
     from dpseg.serving.app import create_app
 
     with errors.status(f"Loading {options.model}") if errors.is_terminal else nullcontext():
-        segmenter = Segmenter.from_pretrained(options.model, options.device, options.store)
+        segmenter = Segmenter.from_pretrained(options.model, options.device, options.store, precision=options.precision)
     if not options.bank:
         segmenter.bank = None
     app = create_app(options.settings, segmenter)

@@ -50,6 +50,7 @@ def describe(segmenter: Segmenter, plans: Sequence[Plan]) -> dict[str, Any]:
         "dpseg": __version__,
         "model": {
             **dataclasses.asdict(model.config),
+            "precision": model.precision,
             "weights": weights_fingerprint(model.encoder.fingerprint, model.saved_state().values()),
             "bank": None if bank is None else _bank_fingerprint(bank),
             **asked_first,

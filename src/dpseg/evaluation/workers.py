@@ -18,6 +18,7 @@ from dpseg.evaluation.evaluate import count_photos, encode_prompts
 from dpseg.evaluation.plan import Plan
 from dpseg.matching import Matching
 from dpseg.memory import release_free_memory
+from dpseg.precision import Precision
 from dpseg.pretrained import untrained
 from dpseg.rejection import Rejection
 from dpseg.segmenter import Segmenter
@@ -33,6 +34,7 @@ class ModelSource:
         untrained: what it was before training, the plain cosine.
         matching: how prompts are compared with a photo; None: as the model's config says.
         rejection: which classes of a long list are given up early; None: as the model's config says.
+        precision: of the numbers that the model computes in.
         store: folder or file of a bank that is asked before the model's; None: there is none.
     """
 
@@ -41,6 +43,7 @@ class ModelSource:
     untrained: bool = False
     matching: Matching | None = None
     rejection: Rejection | None = None
+    precision: Precision = "32"
     store: Path | None = None
 
     def load(self, rank: int = 0) -> Segmenter:
@@ -58,10 +61,16 @@ class ModelSource:
         if device is None and torch.cuda.device_count() > 1:
             device = f"cuda:{rank % torch.cuda.device_count()}"
         segmenter = Segmenter.from_pretrained(
-            self.name, device, self.store, matching=self.matching, rejection=self.rejection
+            self.name,
+            device,
+            self.store,
+            matching=self.matching,
+            rejection=self.rejection,
+            precision=self.precision,
         )
         if self.untrained:
             plain = untrained(segmenter.model).to(segmenter.device)
+            plain.set_precision(self.precision)
             segmenter = Segmenter(plain, segmenter.bank, store=segmenter.store)
         return segmenter
 

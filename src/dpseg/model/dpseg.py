@@ -29,6 +29,7 @@ from dpseg.model.label_map import LabelMap
 from dpseg.model.matching import with_whole
 from dpseg.model.preprocess import mirror, scaled_size
 from dpseg.model.rejection import Survivors
+from dpseg.precision import Precision
 from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.rejection import Rejection
 
@@ -37,7 +38,12 @@ class DPSeg(HubModel):
     """Dual-prompt cost volume segmentation: an image and K prompted categories -> K logit maps.
 
     Nothing in it depends on a vocabulary, and it never knows where a prompt came from.
+
+    Attributes:
+        precision: what `set_precision` set.
     """
+
+    precision: Precision = "32"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -67,8 +73,19 @@ class DPSeg(HubModel):
         self.decoder.grad_checkpointing = enable
         self.encoder.set_grad_checkpointing(enable)
 
+    def set_precision(self, precision: Precision) -> None:
+        """Computes in other numbers from now on; with "bf16" only for testing, the decoder's weights are rounded."""
+        self.precision = precision
+        self.decoder.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+
     def encode(self, images: Tensor) -> Pyramid:
         """Encodes images once, for any number of decodings; when testing, in all views of the config."""
+        if self.precision == "32":
+            return self._encode_views(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self._encode_views(images).float()
+
+    def _encode_views(self, images: Tensor) -> Pyramid:
         pyramid = self.encoder.pyramid(images)
         if self.training or not self.config.mirrored_scales:
             return pyramid

@@ -33,6 +33,11 @@ class Pyramid:
         e2, e3, e4 = (stage[one] for stage in self.stages)
         return Pyramid((e2, e3, e4), self.dense[one], tuple(view.image(index) for view in self.mirrored))
 
+    def float(self) -> Pyramid:
+        """Returns it in single precision."""
+        e2, e3, e4 = (stage.float() for stage in self.stages)
+        return Pyramid((e2, e3, e4), self.dense.float(), tuple(view.float() for view in self.mirrored))
+
 
 @dataclass(frozen=True)
 class VisualFeatures:
