@@ -4,9 +4,9 @@
     python benchmarks/onnx_speed.py --runs 3
 
 prints a Markdown table of medians: seconds for a photo in a process that runs already, from reading it to its labels;
-and seconds and peak memory of a fresh process that segments it, with prompts from a file. int8 is an export whose encoder
-computes in 8-bit integers (`dpseg export --int8`). It fails where fewer than 99.5 % of the labels of single precision
-agree.
+and seconds and peak memory of a fresh process that segments it, with prompts from a file. int8 is an export whose
+encoder computes in 8-bit integers (`dpseg export --int8`). It fails where fewer than 99.5 % of the labels of single
+precision agree.
 """
 
 from __future__ import annotations
