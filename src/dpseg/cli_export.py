@@ -25,7 +25,7 @@ def export(
         typer.Option(
             metavar="PHOTOS",
             help="Encode images in 8-bit integers, whose ranges are measured on these photos (files, folders, globs; a"
-            " dozen or more like those to come): faster, and some labels change.",
+            " dozen or more like those to come): a third of the size, and some labels change.",
         ),
     ] = None,
     model: options.Model = "dpseg-lite",

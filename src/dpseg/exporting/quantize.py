@@ -86,7 +86,7 @@ def quantize(content: bytes, inputs: Sequence[Inputs]) -> bytes:
     model = onnx.load_from_string(content)
     nodes = _encoder_nodes(model)
     if not nodes:
-        raise ConfigError("the model has no convolutions in its encoder that 8-bit integers would make faster")
+        raise ConfigError("the model has no convolutions in its encoder, all that 8-bit integers are for")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         out = Path(folder) / "model.onnx"
         quantize_static(
