@@ -99,6 +99,13 @@ def test_unreadable_photos_are_skipped_and_listed(model: str, capsys: pytest.Cap
     assert Path("results/both_labels.png").is_file()
 
 
+def test_a_single_unreadable_photo_is_told_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.png").write_bytes(Path("photos/both.png").read_bytes()[:80])
+    assert run(["predict", "bad.png", *COLOURS, "-m", model, "-o", "results"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("skipped: bad.png")
+
+
 def test_photos_of_one_name_do_not_overwrite_each_other(model: str) -> None:
     Path("more").mkdir()
     Image.new("RGB", (64, 64), RED).save("more/both.png")

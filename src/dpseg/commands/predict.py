@@ -207,7 +207,7 @@ def _summary(
         what = f"{done} photo{'s' if done > 1 else ''}"
         files = ", ".join(options.formats)
         console.print(f"{what} in {seconds:.1f} s; {files} in {options.out}", markup=False, soft_wrap=True)
-    if failed:
+    if failed and len(photos) > 1:  # of a single one it has just been said
         errors.print(f"{len(failed)} of {len(photos)} photos could not be read:", markup=False)
         for error in failed:
             errors.print(f"  {error}", markup=False, soft_wrap=True)
