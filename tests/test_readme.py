@@ -64,7 +64,7 @@ def command_of(words: list[str]) -> str:
 def help_options(capsys: pytest.CaptureFixture[str], *command: str) -> set[str]:
     """Returns the long options that `dpseg COMMAND --help` prints."""
     assert run([*" ".join(command).split(), "--help"]) == 0
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", capsys.readouterr().out))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", capsys.readouterr().out))
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_every_option_that_is_named_is_in_the_help(capsys: pytest.CaptureFixture
                 else:
                     allowed = general if command not in COMMANDS else known[command] | general
                     assert option in allowed, f"{page.name}: {shlex.join(words)}"
-        for option in re.findall(r"`(--[a-z][a-z-]*)", text):
+        for option in re.findall(r"`(--[a-z][a-z0-9-]*)", text):
             assert any(option in options for options in known.values()), f"{page.name}: {option}"
 
 
