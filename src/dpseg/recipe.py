@@ -91,6 +91,8 @@ class TrainConfig(Loadable):
         heads: weight of the binary cross-entropy of the auxiliary heads, where the model has them; it trains nothing
             but them.
         retention: weight of keeping the frozen classifier's opinion at each position (lite).
+        logit_adjustment: 0 to 1: the softmax losses see the logits of names that the masks show more often than others
+            raised, so that the logits themselves need not be (`training/frequency.py:log_frequency`); 0: as they are.
         class_balance: a class with a share a of the labelled pixels weighs a ** -class_balance, 0 to 1.
         ema: decay of the averaged weights that are kept; 0: none.
         precision: "bf16" or "fp16": matrix products and convolutions of a step in half precision (autocast, and for
@@ -141,6 +143,7 @@ class TrainConfig(Loadable):
     auxiliary: float = 0.5
     heads: float = 0.0
     retention: float = 0.5
+    logit_adjustment: float = 0.0
     class_balance: float = 0.3
     ema: float = 0.998
     precision: Precision = "32"

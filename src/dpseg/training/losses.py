@@ -81,7 +81,9 @@ def binary_cross_entropy(logits: Tensor, target: Tensor, batch: Batch) -> Weight
     return Weighted((losses * known).sum(), known.sum().to(losses.dtype))
 
 
-def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels: Tensor, weights: Tensor) -> Weighted:
+def auxiliary_loss(
+    dense: Tensor, tables: PromptTables, allowed: Tensor, labels: Tensor, weights: Tensor, often: Tensor
+) -> Weighted:
     """Cross-entropy of the plain cosines of E with T, V and R over the whole vocabulary: it shapes the joint space.
 
     Args:
@@ -90,11 +92,12 @@ def auxiliary_loss(dense: Tensor, tables: PromptTables, allowed: Tensor, labels:
         allowed: (B, N) bool: the names of each crop's vocabulary.
         labels: (B, H, W) indices of names.
         weights: (B, H, W).
+        often: (N,), added to the logits of each name.
     """
     text, visual = tables.text.mean(dim=1, keepdim=True), tables.visual
     target = torch.where(allowed.gather(1, labels.clamp_min(0).flatten(1)).view(labels.shape), labels, IGNORE)
     cosines = cosine_volume(dense, torch.cat([text, visual, text + visual], dim=1))  # of T, V and R
-    logits = (COSINE_SCALE * cosines.float()).masked_fill(~allowed[..., None, None, None], -1e4)
+    logits = (COSINE_SCALE * cosines.float() + often[:, None, None, None]).masked_fill(~allowed[..., None, None, None], -1e4)
     parts = [cross_entropy(one, target, weights) for one in logits.unbind(2)]
     return Weighted(torch.stack([part.total for part in parts]).mean(), parts[0].weight)
 

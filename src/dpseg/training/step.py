@@ -16,6 +16,7 @@ from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.recipe import TrainConfig
 from dpseg.training import losses
 from dpseg.training.corpus import IGNORE, Corpus
+from dpseg.training.frequency import log_frequency
 from dpseg.training.losses import Weighted
 from dpseg.training.prompt_tables import PromptSource, PromptTables
 from dpseg.training.sampler import LABEL_STRIDE, Batch, Sampler
@@ -48,10 +49,17 @@ class TrainingStep(nn.Module):
         for row, vocabulary in zip(own, corpus.vocabularies, strict=True):
             row[list(vocabulary)] = True
         self.register_buffer("own_names", own, persistent=False)
+        often = torch.zeros(len(corpus.names))
+        if config.logit_adjustment > 0:
+            often = config.logit_adjustment * log_frequency(corpus)
+        self.register_buffer("often", often, persistent=False)
         self.weights = _weights(config, isinstance(model.encoder, LiteEncoder))
 
     own_names: Tensor
     """(S, N) bool: which names each data set has."""
+
+    often: Tensor
+    """(N,): what the softmax losses add to the logits of frequent names, and take from those of rare ones."""
 
     def forward(self, batch: Batch, step: int) -> Losses:
         """Returns the parts of the loss that have a weight in `weights`.
@@ -77,7 +85,7 @@ class TrainingStep(nn.Module):
         parts: Losses = {}
         if "ce" in self.weights:
             weights = losses.class_weights(batch.labels, self.config.class_balance)
-            parts["ce"] = losses.cross_entropy(logits, target, weights)
+            parts["ce"] = losses.cross_entropy(logits + self.often[batch.classes][..., None, None], target, weights)
         if "bce" in self.weights:
             parts["bce"] = losses.binary_cross_entropy(logits, target, batch)
         if "heads" in self.weights:
@@ -124,7 +132,8 @@ class TrainingStep(nn.Module):
         coarse = coarse.where(coarse < self.known, IGNORE)
         weights = losses.class_weights(coarse, self.config.class_balance)
         own = self.own_names[batch.sources, : self.known]
-        return losses.auxiliary_loss(pyramid.dense, tables.first(self.known), own, coarse, weights)
+        often = self.often[: self.known]
+        return losses.auxiliary_loss(pyramid.dense, tables.first(self.known), own, coarse, weights, often)
 
     def _retention(self, pyramid: Pyramid) -> Weighted:
         encoder = self.model.encoder

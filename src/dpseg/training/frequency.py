@@ -1,0 +1,38 @@
+"""How often the masks of the training photos show each name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpseg.training.corpus import Corpus
+
+RAREST = 0.01
+"""No name counts as rarer than this share of its data set's average name: a few pixels more or less say nothing."""
+
+
+def log_frequency(corpus: Corpus) -> Tensor:
+    """Returns how much more often than the average name of its data sets each name is labelled, as a logarithm.
+
+    A classifier learns what is frequent with what things look like, and where classes count alike, as in mIoU, the first
+    does harm. Menon et al., Long-tail learning via logit adjustment (ICLR 2021), add the logarithm of the frequency to the
+    logits when training, so that what is learned is the rest.
+
+    Args:
+        corpus: every photo is read. Labels of a teacher do not count.
+
+    Returns:
+        (N,), 0 for names that no mask shows and for those of data sets whose other names are as frequent.
+    """
+    pixels = torch.zeros(len(corpus.labelled), len(corpus.names), dtype=torch.double)
+    for photo in corpus.photos:
+        labels = corpus.objects(photo)
+        pixels[photo.source] += torch.bincount(labels[labels >= 0].long(), minlength=len(corpus.names))
+    ratios, weights = torch.zeros(len(corpus.names)).double(), torch.zeros(len(corpus.names)).double()
+    for counts, labelled, weight in zip(pixels, corpus.labelled, corpus.weights, strict=True):
+        if counts.sum() > 0:
+            own = list(labelled)
+            ratios[own] += weight * counts[own] / counts[own].mean()
+            weights[own] += weight
+    shown = ratios > 0
+    return torch.where(shown, (ratios / weights).clamp_min(RAREST).log(), 0.0).float()
