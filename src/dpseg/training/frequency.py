@@ -14,9 +14,9 @@ RAREST = 0.01
 def log_frequency(corpus: Corpus) -> Tensor:
     """Returns how much more often than the average name of its data sets each name is labelled, as a logarithm.
 
-    A classifier learns what is frequent with what things look like, and where classes count alike, as in mIoU, the first
-    does harm. Menon et al., Long-tail learning via logit adjustment (ICLR 2021), add the logarithm of the frequency to the
-    logits when training, so that what is learned is the rest.
+    A classifier learns what is frequent beside what things look like, and where classes count alike, as in mIoU, that
+    does harm. Menon et al., Long-tail learning via logit adjustment (ICLR 2021), add the logarithm of the frequency to
+    the logits when training, so that what is learned is the rest.
 
     Args:
         corpus: every photo is read. Labels of a teacher do not count.

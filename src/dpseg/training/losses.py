@@ -97,7 +97,8 @@ def auxiliary_loss(
     text, visual = tables.text.mean(dim=1, keepdim=True), tables.visual
     target = torch.where(allowed.gather(1, labels.clamp_min(0).flatten(1)).view(labels.shape), labels, IGNORE)
     cosines = cosine_volume(dense, torch.cat([text, visual, text + visual], dim=1))  # of T, V and R
-    logits = (COSINE_SCALE * cosines.float() + often[:, None, None, None]).masked_fill(~allowed[..., None, None, None], -1e4)
+    logits = COSINE_SCALE * cosines.float() + often[:, None, None, None]
+    logits = logits.masked_fill(~allowed[..., None, None, None], -1e4)
     parts = [cross_entropy(one, target, weights) for one in logits.unbind(2)]
     return Weighted(torch.stack([part.total for part in parts]).mean(), parts[0].weight)
 
