@@ -16,6 +16,7 @@ from dpseg.config import ModelConfig
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import VisualFeatures
 from dpseg.model.prompt_encoding import name_features
+from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.text import parse_classes
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
@@ -43,6 +44,19 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("pictures", name).mkdir(parents=True)
         for number, colour in enumerate(colours):
             noisy_picture(colour, number).save(f"pictures/{name}/{number}.png")
+
+
+def count_encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes from now on how many pictures the encoder takes each time."""
+    taken: list[int] = []
+    plain = TinyEncoder.visual_features
+
+    def visual_features(self: TinyEncoder, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
+        taken.append(len(crops))
+        return plain(self, crops, masks)
+
+    monkeypatch.setattr(TinyEncoder, "visual_features", visual_features)
+    return taken
 
 
 def noisy_picture(colour: tuple[int, int, int], seed: int, side: int = 40) -> Image.Image:

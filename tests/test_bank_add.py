@@ -14,16 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
 from torch.nn import functional as F
 
 import dpseg.prompts.bank_store
-from bank_workplace import BLUE, RED, add, enter, features_of, noisy_picture, save_model, words_of
+from bank_workplace import BLUE, RED, add, count_encoded, enter, features_of, noisy_picture, save_model, words_of
 from coco_files import box, image, write
 from dpseg.cli import run
 from dpseg.data.picture_features import choose
-from dpseg.model.encoders import VisualFeatures
-from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
@@ -44,16 +41,7 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Notes how many pictures the encoder takes."""
-    taken: list[int] = []
-    plain = TinyEncoder.visual_features
-
-    def visual_features(self: TinyEncoder, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
-        taken.append(len(crops))
-        return plain(self, crops, masks)
-
-    monkeypatch.setattr(TinyEncoder, "visual_features", visual_features)
-    return taken
+    return count_encoded(monkeypatch)
 
 
 def test_a_folder_of_pictures_is_added(model: str, capsys: pytest.CaptureFixture[str]) -> None:

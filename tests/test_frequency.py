@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dpseg.config import ModelConfig
+from dpseg.errors import DataError
 from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 from dpseg.training.frequency import RAREST, log_frequency
@@ -48,6 +49,21 @@ def test_a_few_pixels_are_no_reason_for_more_than_the_bound() -> None:
     found = log_frequency(corpus(photo(0, n0=100_000, n1=1), labelled=((0, 1, 2),), weights=(1.0,)))
     assert found[1] == pytest.approx(math.log(RAREST))
     assert found[2] == 0  # never shown: nothing is known
+
+
+class OneDamaged(list[LabelledPhoto]):
+    """Photos that are read when they are asked for, the first of which is damaged."""
+
+    def __getitem__(self, index: int) -> LabelledPhoto:  # type: ignore[override]
+        if index == 0:
+            raise DataError("photo: is damaged")
+        return super().__getitem__(index)
+
+
+def test_a_photo_that_cannot_be_read_does_not_count() -> None:
+    whole = corpus(photo(0, n0=9, n1=90), photo(0, n0=30, n1=10), labelled=((0, 1),), weights=(1.0,))
+    found = log_frequency(replace(whole, photos=OneDamaged(whole.photos)))
+    assert found[:2].tolist() == pytest.approx([math.log(30 / 20), math.log(10 / 20)], abs=1e-6)
 
 
 def test_the_softmax_losses_see_frequent_names_raised(tmp_path: Path) -> None:

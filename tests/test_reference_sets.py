@@ -11,14 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
 
+from bank_workplace import count_encoded
 from coco_files import box, image, write
 from dpseg.cli import run
 from dpseg.config import ModelConfig
 from dpseg.model.dpseg import DPSeg
-from dpseg.model.encoders import VisualFeatures
-from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.prompts.visual import Reference
@@ -167,14 +165,7 @@ def test_a_split_and_synonyms_of_a_labelled_set(model: str, capsys: pytest.Captu
 
 
 def test_what_was_compared_is_not_encoded_again(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    plain = TinyEncoder.visual_features
-
-    def visual_features(self: TinyEncoder, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
-        taken.append(len(crops))
-        return plain(self, crops, masks)
-
-    monkeypatch.setattr(TinyEncoder, "visual_features", visual_features)
+    taken = count_encoded(monkeypatch)
     arguments = ("--refs", "shapes", "--refs-per-class", "2")
     first = predict(model, *arguments)
     objects = 2 * 3

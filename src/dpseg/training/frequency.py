@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
+from dpseg.errors import DPSegError
 from dpseg.training.corpus import Corpus
 
 RAREST = 0.01
@@ -19,15 +22,17 @@ def log_frequency(corpus: Corpus) -> Tensor:
     the logits when training, so that what is learned is the rest.
 
     Args:
-        corpus: every photo is read. Labels of a teacher do not count.
+        corpus: every photo is read; those that cannot be read, and labels of a teacher, do not count.
 
     Returns:
         (N,), 0 for names that no mask shows and for those of data sets whose other names are as frequent.
     """
     pixels = torch.zeros(len(corpus.labelled), len(corpus.names), dtype=torch.double)
-    for photo in corpus.photos:
-        labels = corpus.objects(photo)
-        pixels[photo.source] += torch.bincount(labels[labels >= 0].long(), minlength=len(corpus.names))
+    for index in range(len(corpus.photos)):
+        with suppress(DPSegError):  # it is counted when it is drawn
+            photo = corpus.photos[index]
+            labels = corpus.objects(photo)
+            pixels[photo.source] += torch.bincount(labels[labels >= 0].long(), minlength=len(corpus.names))
     ratios, weights = torch.zeros(len(corpus.names)).double(), torch.zeros(len(corpus.names)).double()
     for counts, labelled, weight in zip(pixels, corpus.labelled, corpus.weights, strict=True):
         if counts.sum() > 0:
