@@ -139,8 +139,8 @@ def main(root: Path) -> None:
     sets = [vectors_of(encoder, pictures) for pictures in sources]
     found: list[tuple[float, float]] = []
     for pictures in sets:
-        texts = text_prompts(segmenter.model.encoder, parse_classes(list(pictures)), templates(1), segmenter.cache)
-        found += pairs(dict(zip(pictures, texts, strict=True)), pictures)
+        words = text_prompts(segmenter.model.encoder, parse_classes(list(pictures)), templates(1), segmenter.cache)
+        found += pairs(dict(zip(pictures, words.embeddings, strict=True)), pictures)
     cosines, right = np.array(found).T
     above = cosines >= ALIKE
     for label, some in (("above", above), ("below", ~above)):

@@ -122,6 +122,21 @@ def test_a_name_of_the_training_is_familiar(encoder: LiteEncoder) -> None:
     assert untrained.familiarity(features).tolist() == [0.0] * 3
 
 
+def test_a_text_is_as_frequent_as_the_nearest_name_as_far_as_that_is_known(encoder: LiteEncoder) -> None:
+    texts = [f"a photo of a {name}." for name in ("cat", "kitten", "sofa", "bridge")]
+    features = encoder.text_features(texts)
+    encoder.text_map.log_frequencies.copy_(torch.tensor([2.0, -1.0]))  # cat, couch
+    cat, kitten, sofa, bridge = encoder.log_frequency(features).tolist()
+    near = encoder.familiarity(features).tolist()
+    encoder.text_map.log_frequencies.zero_()
+    assert cat == pytest.approx(2.0, abs=1e-3)
+    assert kitten == pytest.approx(2 * near[1], abs=1e-5)
+    assert sofa == pytest.approx(-near[2], abs=1e-5)
+    assert abs(bridge) < 0.06
+    untrained = TextMap(encoder.text_map.vectors, 0)
+    assert untrained.log_frequency(features).tolist() == [0.0] * 4
+
+
 def test_an_untrained_tuned_copy_sees_what_the_frozen_network_sees(encoder: LiteEncoder) -> None:
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from dpseg.model.cost_volume import dual_prompt
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.matching import contrast_rows, with_whole, words_worth
-from dpseg.model.prompt_encoding import name_features, words_known
+from dpseg.model.prompt_encoding import name_features, text_prompts
 from dpseg.model.prompting import build_prompts
 from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.bank import Bank
@@ -186,7 +186,7 @@ class Forgetful(TinyEncoder):
 def test_words_outweigh_pictures_as_far_as_training_knew_them(tmp_path: Path) -> None:
     encoder, cache = Forgetful(CONFIG), EmbeddingCache(tmp_path)
     words, references = ["crimson, red", "green", "blue"], {"red": [RED], "green": [GREEN]}
-    known = words_known(encoder, parse_classes(words), templates(2), cache)
+    known = text_prompts(encoder, parse_classes(words), templates(2), cache).familiarity
     torch.testing.assert_close(known, torch.tensor([0.5, 0.0, 0.0]))  # by the best known of its names
 
     def built(prior: float, bank: Bank | None = None) -> PromptEmbeddings:
@@ -240,6 +240,7 @@ def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         "whole": 4.0,
         "weigh_words": True,
         "prior": 0.0,
+        "logit_adjustment": 0.0,
     }
     assert run([*command, "--match", "alke"]) == 2
     assert "match 'alke' is unknown; did you mean 'alike'" in capsys.readouterr().err
@@ -247,9 +248,6 @@ def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_what_is_out_of_range_is_refused() -> None:
     assert matching_of(" Plain ") == Matching()
-    with pytest.raises(ConfigError, match=r"contrast -1\.0, whole 0\.0, prior 0\.0: give numbers from 0 on"):
-        Matching(contrast=-1.0)
-    with pytest.raises(ConfigError, match="contrast"):
-        Matching(whole=float("nan"))
-    with pytest.raises(ConfigError, match=r"prior -2\.0"):
-        Matching(prior=-2.0)
+    for field, value in (("contrast", -1.0), ("whole", float("nan")), ("prior", -2.0), ("logit_adjustment", -0.1)):
+        with pytest.raises(ConfigError, match=rf"matching\.{field} {value} is out of range; give a number from 0 on"):
+            Matching(**{field: value})

@@ -17,6 +17,7 @@ from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
 from dpseg.explain.origins import Origins
 from dpseg.explain.pixel import explain_pixels
+from dpseg.matching import Matching
 from dpseg.model import class_logits
 from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, collect, presence_shift, strongest
 from dpseg.model.dpseg import DPSeg
@@ -125,8 +126,14 @@ def test_a_photo_is_explained_as_it_is_labelled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"presence": -1.0}, {"presence": math.nan}, {"presence": 1, "resize_scores": True}]
+    "changes",
+    [
+        {"presence": -1.0},
+        {"presence": math.nan},
+        {"presence": 1, "resize_scores": True},
+        {"matching": Matching(logit_adjustment=0.2), "resize_scores": True},
+    ],
 )
 def test_what_it_cannot_be(changes: dict) -> None:
-    with pytest.raises(ConfigError, match="presence"):
+    with pytest.raises(ConfigError, match=r"presence|logit_adjustment"):
         ModelConfig(**changes)

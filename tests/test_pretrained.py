@@ -107,5 +107,5 @@ def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
     assert not plain.decoder.head.weight.any()
     assert plain.config == config
     assert untrained(DPSeg(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE
-    weighed = replace(config, presence=0.5, matching=Matching(contrast=1.0, prior=3.0))
+    weighed = replace(config, presence=0.5, matching=Matching(contrast=1.0, prior=3.0, logit_adjustment=0.2))
     assert untrained(DPSeg(weighed)).config == replace(config, matching=Matching(contrast=1.0))

@@ -119,7 +119,7 @@ def post_process_semantic_segmentation(
     """Returns labels as the method of that name of transformers' image processors does: the largest resized logit.
 
     For loops that were written for such models, around `DPSeg.forward`. `Segmenter` does more: a threshold, and the
-    config's `presence` and `resize_scores`.
+    config's `presence` and `resize_scores`, and what prompts adjust.
 
     Args:
         logits: (B, K, h, w).

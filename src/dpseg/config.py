@@ -95,8 +95,12 @@ class ModelConfig(Loadable):
     def __post_init__(self) -> None:
         if not self.presence >= 0:
             raise ConfigError(f"presence {self.presence} is out of range; give a number from 0 on")
-        if self.presence and self.resize_scores:
-            raise ConfigError("presence does not go with resize_scores; leave one of the two out")
+        # The hub's mixin first makes one whose `matching` is still a dict.
+        adjusted = isinstance(self.matching, Matching) and self.matching.logit_adjustment > 0
+        if (self.presence or adjusted) and self.resize_scores:
+            raise ConfigError(
+                "presence and matching.logit_adjustment do not go with resize_scores; leave one of the two out"
+            )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ class Matching(Loadable):
         prior: beside few pictures, trained words count for more. Of a class with n reference pictures, V weighs n where
             T weighs n + prior * f, with f in [0, 1] for how well training knew the words (`Encoder.familiarity`); what
             a bank has counts as one picture; 0 or more.
+        logit_adjustment: times the log frequency of a class's words in the training's masks (`Encoder.log_frequency`)
+            is taken from its logits when classes compete for labels, for what training showed often is found too often
+            (post-hoc logit adjustment: Menon et al., Long-tail learning via logit adjustment, ICLR 2021); 0 or more.
+            Scores stay as they are, and so do classes without words.
     """
 
     contrast: float = 0.0
@@ -29,12 +33,12 @@ class Matching(Loadable):
     whole: float = 0.0
     weigh_words: bool = False
     prior: float = 0.0
+    logit_adjustment: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.contrast >= 0 and self.whole >= 0 and self.prior >= 0):
-            raise ConfigError(
-                f"contrast {self.contrast}, whole {self.whole}, prior {self.prior}: give numbers from 0 on"
-            )
+        for name in ("contrast", "whole", "prior", "logit_adjustment"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"matching.{name} {getattr(self, name)} is out of range; give a number from 0 on")
 
 
 MATCHINGS = {"plain": Matching(), "alike": Matching(contrast=3.0, turned=True, whole=4.0, weigh_words=True)}

@@ -39,12 +39,14 @@ class Prompts:
         tensors: by name, as `PROMPT_INPUTS`; see `PromptEmbeddings` for their shapes.
         sources: for each class where its prompts came from.
         encoder: fingerprint of the encoder that made them.
+        adjustment: (K,), see `PromptEmbeddings`; None: there is none.
     """
 
     names: tuple[str, ...]
     tensors: dict[str, npt.NDArray[Any]]
     sources: tuple[tuple[str, ...], ...]
     encoder: str
+    adjustment: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Prompts:
@@ -63,8 +65,9 @@ class Prompts:
                 if head.get("kind") != _KIND or head.get("version", 0) > _VERSION:
                     raise PromptError(f"{path}: is no prompt set of this version; make it with predict --save-prompts")
                 tensors = {name: file.get_tensor(name) for name in PROMPT_INPUTS}
+                adjustment = file.get_tensor("adjustment") if "adjustment" in file.keys() else None  # noqa: SIM118
             sources = tuple(tuple(kinds) for kinds in head["sources"])
-            return cls(tuple(head["names"]), tensors, sources, str(head["encoder"]))
+            return cls(tuple(head["names"]), tensors, sources, str(head["encoder"]), adjustment)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, PromptError):
                 raise
@@ -143,11 +146,12 @@ class OnnxRunner:
             raise ConfigError(f"background {background} is out of range; give a threshold from 0 to 1")
         self.check(prompts)
         names, sources = self.about.names or (), self.about.sources
+        adjustment = np.array(self.about.adjustment, dtype=np.float32) if self.about.adjustment else None
         if prompts is not None:
-            names, sources = prompts.names, prompts.sources
+            names, sources, adjustment = prompts.names, prompts.sources, prompts.adjustment
         photo = load_image(image)
         logits = self.logits(input_of(photo, self.about, size), prompts)
-        labels, certainties = label_map(logits, (photo.height, photo.width), self.about, background)
+        labels, certainties = label_map(logits, (photo.height, photo.width), self.about, background, adjustment)
         source = str(image) if isinstance(image, str | Path) else None
         return Segmentation(labels, names, logits, photo, source, sources, None, certainties)
 

@@ -83,10 +83,11 @@ def untrained(model: DPSeg) -> DPSeg:
     """Returns what the model was before training: the plain cosine with R of its encoder, as logits.
 
     What the encoder was fitted with, its buffers, is kept; everything that a gradient moves starts again. Labels are
-    those of the cosine alone, without the config's `presence`, and no words are better known than others.
+    those of the cosine alone, without the config's `presence`, and no words are better known or more frequent than
+    others.
     """
     config = model.config
-    matching = replace(config.matching, prior=0.0)
+    matching = replace(config.matching, prior=0.0, logit_adjustment=0.0)
     scale = config.logit_scale or UNTRAINED_SCALE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same weights each time: an evaluation that goes on knows the model again

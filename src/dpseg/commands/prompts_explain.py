@@ -127,10 +127,12 @@ def _table(candidates: Sequence[Candidate]) -> Table:
     scales = list(candidates[0].cosines)[3:]
     headings = ["class", "logit", *(["before"] if again else []), "cosine", "decoder"]
     headings += ["presence"] if any(one.presence for one in candidates) else []
+    headings += ["adjustment"] if any(one.adjustment for one in candidates) else []
     table = column_table(*headings, "words", "pictures", "both", *scales)
     for one in candidates:
         numbers = [one.logit, *([one.first] if again else []), one.baseline, one.decoder]
         numbers += [one.presence] if "presence" in headings else []
+        numbers += [one.adjustment] if "adjustment" in headings else []
         cosines = [one.cosines[name] for name in one.cosines]
         table.add_row(Text(one.name), *(_number(value, 1) for value in numbers), *map(_number, cosines))
     return table

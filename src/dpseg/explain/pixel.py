@@ -53,6 +53,7 @@ class Candidate:
         picture: of its references.
         bank: names of the banks of which its pictures were made.
         presence: what the logit gains when classes compete, see `model.class_logits.presence_shift`.
+        adjustment: what it gains then by how rare the class was in training, see `Matching.logit_adjustment`.
     """
 
     name: str
@@ -65,11 +66,12 @@ class Candidate:
     picture: Nearest | None
     bank: tuple[Share, ...]
     presence: float = 0.0
+    adjustment: float = 0.0
 
     @property
     def rank(self) -> float:
         """What decides: the logit, and what it gains."""
-        return self.logit + self.presence
+        return self.logit + self.presence + self.adjustment
 
     @property
     def score(self) -> float:
@@ -109,6 +111,7 @@ class PixelReport:
                     "prompts": list(one.sources),
                     "logit": one.logit,
                     "presence": one.presence,
+                    "adjustment": one.adjustment,
                     "score": one.score,
                     "baseline": one.baseline,
                     "decoder": one.decoder,
@@ -195,6 +198,7 @@ def explain_pixels(
                     picture=_nearest(origins.pictures.get(names[row], ()), dense) if "reference" in sources else None,
                     bank=origins.bank.get(names[row], ()) if {"bank", "regressed"} & {*sources} else (),
                     presence=float(found.presence[k]),
+                    adjustment=float(found.adjustment[k]),
                 )
             )
         reports.append(PixelReport(point, tuple(candidates), summarise(candidates)))

@@ -26,9 +26,10 @@ class PointLogits:
 
     Attributes:
         logits: (P, K) of P pixels; `UNDECODED` for classes that were not decoded.
-        ranks: (P, K), by which a pixel's class is chosen: the same with `presence`, or scores where the model resizes
-            those.
+        ranks: (P, K), by which a pixel's class is chosen: the same with what classes gain when they compete, or scores
+            where the model resizes those.
         presence: (K,), what each class gains by how much of the photo seems to show it; 0 where the config has none.
+        adjustment: (K,), what it gains by how rare it was in training; 0 where the prompts have none.
         best: (h, w), the logit of the class that leads.
         leaders: (h, w) int64, which that is.
     """
@@ -36,6 +37,7 @@ class PointLogits:
     logits: Tensor
     ranks: Tensor
     presence: Tensor
+    adjustment: Tensor
     best: Tensor
     leaders: Tensor
 
@@ -55,23 +57,26 @@ def decode_at(
     logits = torch.full((len(points), len(prompts)), UNDECODED)
     ranks, best, leaders = logits.clone(), torch.empty(0), torch.empty(0)
     blocks: Iterable[ClassLogits] = model.decode_blocks(pyramid, prompts.embeddings)
-    presence = torch.zeros(len(prompts))
+    adjustment = torch.zeros(len(prompts))
+    if prompts.embeddings.adjustment is not None:
+        adjustment = prompts.embeddings.adjustment.float().cpu()
+    shift = adjustment
     if model.config.presence:
         blocks = strongest(blocks)
-        presence = presence_shift(blocks, len(prompts), model.config.presence).cpu()
+        shift = presence_shift(blocks, len(prompts), model.config.presence, prompts.embeddings.adjustment).cpu()
     for block in blocks:
         some, classes = block.logits.float().cpu(), block.classes.cpu()
         for number, point in enumerate(points):
             logits[number, classes] = sample(some, point, size)
             shown = some.sigmoid() if model.config.resize_scores else some  # what labels are made of
-            ranks[number, classes] = sample(shown, point, size) + presence[classes]
-        top, index = lead(some, presence[classes])
+            ranks[number, classes] = sample(shown, point, size) + shift[classes]
+        top, index = lead(some, shift[classes])
         if not best.numel():
             best, leaders = top, classes[index]
         else:
-            larger = top + presence[classes[index]] > best + presence[leaders]
+            larger = top + shift[classes[index]] > best + shift[leaders]
             best, leaders = top.where(larger, best), classes[index].where(larger, leaders)
-    return PointLogits(logits, ranks, presence, best, leaders)
+    return PointLogits(logits, ranks, shift - adjustment, adjustment, best, leaders)
 
 
 def baseline_map(model: DPSeg, pyramid: Pyramid, prompts: PromptSet, size: torch.Size) -> Tensor | None:

@@ -39,6 +39,7 @@ class About(Loadable):
         resize_scores: as `ModelConfig`.
         names: the K classes of the prompts that are frozen in; None: prompts are inputs.
         sources: where the frozen prompts came from, one a class; may be empty.
+        adjustment: of the frozen prompts, see `PromptEmbeddings`; K numbers, or empty.
     """
 
     version: int
@@ -56,6 +57,7 @@ class About(Loadable):
     resize_scores: bool
     names: tuple[str, ...] | None = None
     sources: tuple[tuple[str, ...], ...] = ()
+    adjustment: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         """Returns it as one line."""

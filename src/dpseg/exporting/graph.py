@@ -1,7 +1,8 @@
 """A model as one graph: photo and prompts -> logits of one view, for any K and size.
 
 The graph is `DPSeg.decode_plainly`, the definition: all K classes are decoded, whatever the config's `decode_classes`
-and `rejection` say. Mirrored views, the classes' presence and the labels are the business of whoever runs it.
+and `rejection` say. Mirrored views, what classes gain when they compete, and the labels are the business of whoever
+runs it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def about(model: DPSeg, name: str, prompts: PromptSet | None) -> About:
         name: as the user gave it.
         prompts: those that are frozen in; None: they are inputs.
     """
-    config = model.config
+    config, adjustment = model.config, None if prompts is None else prompts.embeddings.adjustment
     return About(
         version=VERSION,
         dpseg=__version__,
@@ -127,6 +128,7 @@ def about(model: DPSeg, name: str, prompts: PromptSet | None) -> About:
         resize_scores=config.resize_scores,
         names=None if prompts is None else prompts.names,
         sources=() if prompts is None else prompts.sources,
+        adjustment=() if adjustment is None else tuple(adjustment.tolist()),
     )
 
 

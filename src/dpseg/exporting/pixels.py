@@ -69,24 +69,30 @@ def resize(values: Floats, size: tuple[int, int]) -> Floats:
     return resized
 
 
-def presence_shift(logits: Floats, strength: float) -> Floats:
+def presence_shift(logits: Floats, strength: float, adjustment: Floats | None = None) -> Floats:
     """Returns what each class's logits gain when classes compete, (K,); see `model.class_logits.presence_shift`.
 
     Args:
         logits: (K, h, w).
         strength: 0 or more.
+        adjustment: (K,), of the prompts, or None.
     """
-    shift: Floats = np.zeros(len(logits), dtype=np.float32)
-    for _ in range(_STEPS):
+    fixed: Floats = np.zeros(len(logits), dtype=np.float32) if adjustment is None else adjustment.astype(np.float32)
+    shift = fixed
+    for _ in range(_STEPS if strength else 0):
         shifted = logits + shift[:, None, None]
         shares = np.exp(shifted - shifted.max(axis=0))
         shares = (shares / shares.sum(axis=0)).mean(axis=(1, 2))
-        shift = (strength * np.log(np.minimum(shares + _LEAST_SHARE, 1))).astype(np.float32)
+        shift = fixed + (strength * np.log(np.minimum(shares + _LEAST_SHARE, 1))).astype(np.float32)
     return shift
 
 
 def label_map(
-    logits: Floats, size: tuple[int, int], about: About, background: float | None = None
+    logits: Floats,
+    size: tuple[int, int],
+    about: About,
+    background: float | None = None,
+    adjustment: Floats | None = None,
 ) -> tuple[Labels, Floats]:
     """Labels each pixel with the class whose bilinearly resized logit is largest, tile by tile.
 
@@ -95,12 +101,13 @@ def label_map(
         size: height and width of the photo in pixels.
         about: of the model: `presence` and `resize_scores`.
         background: in [0, 1]; pixels whose best score, sigmoid(logit), is below it get -1. None: there are none.
+        adjustment: (K,), of the prompts, see `PromptEmbeddings`; None: there is none.
 
     Returns:
         Labels (H, W) in [0, K), or -1; and each class's mean score over the pixels that it labels, (K,), 0 without any.
     """
     values = _sigmoid(logits) if about.resize_scores else logits
-    shift = presence_shift(logits, about.presence) if about.presence else np.zeros(len(logits), dtype=np.float32)
+    shift = presence_shift(logits, about.presence, adjustment)
     values = values + shift[:, None, None]
     labels, best = np.empty(size, dtype=np.int32), np.empty(size, dtype=np.float32)
     columns = _taps(size[1], values.shape[2], TILE)

@@ -120,7 +120,7 @@ class Judge:
             classes: K classes.
             cache: where features of texts are kept.
         """
-        means = F.normalize(text_prompts(encoder, classes, templates(template_count), cache).mean(1), dim=-1)
+        means = F.normalize(text_prompts(encoder, classes, templates(template_count), cache).embeddings.mean(1), dim=-1)
         return cls(encoder, {entry.name: row for entry, row in zip(classes, means, strict=True)})
 
     @torch.inference_mode()

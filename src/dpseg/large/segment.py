@@ -72,7 +72,8 @@ def segment_large(
     """Segments a picture in tiles and writes the result.
 
     A TIFF is read by windows; any other picture is in memory as a whole. What was finished before an interruption is
-    used again. Each tile is looked at by itself: Inference I, without the config's `presence`.
+    used again. Each tile is looked at by itself: Inference I, without the config's `presence` and the prompts'
+    `adjustment`.
 
     Args:
         segmenter: the model.

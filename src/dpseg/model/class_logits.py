@@ -146,7 +146,9 @@ def _strongest(blocks: Sequence[ClassLogits]) -> ClassLogits:
     )
 
 
-def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -> Tensor:
+def presence_shift(
+    blocks: Sequence[ClassLogits], count: int, strength: float, adjustment: Tensor | None = None
+) -> Tensor:
     """Returns what each class's logits gain when classes compete, by how much of the photo seems to show it.
 
     A photo shows few of many classes, and its own average scores say which: strength * log of a class's mean softmax
@@ -157,21 +159,33 @@ def presence_shift(blocks: Sequence[ClassLogits], count: int, strength: float) -
         blocks: of one image, all classes that were decoded.
         count: K.
         strength: 0 or more.
+        adjustment: (K,), what they gain in any photo (`PromptEmbeddings.adjustment`); the average scores are those
+            with it, and it is in the result. None: nothing.
 
     Returns:
-        (K,), 0 or less; 0 for classes that were not decoded.
+        (K,); `adjustment` for classes that were not decoded.
     """
+    classes = torch.cat([block.classes for block in blocks])
     logits = torch.cat([block.logits for block in blocks]).float()
+    shift = logits.new_zeros(count) if adjustment is None else adjustment.to(logits, copy=True)
+    if not strength:
+        return shift
+    logits += shift[classes, None, None]
     gain = logits.new_zeros(len(logits))
     for _ in range(_STEPS):
         shares = (logits + gain[:, None, None]).softmax(dim=0).mean(dim=(1, 2))
         gain = strength * (shares + _LEAST_SHARE).clamp_max(1).log()
-    shift = gain.new_zeros(count)
-    shift[torch.cat([block.classes for block in blocks])] = gain
+    shift[classes] += gain
     return shift
 
 
-def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap, presence: float = 0.0) -> Decoded:
+def collect(
+    blocks: Iterable[ClassLogits],
+    count: int,
+    labelling: LabelMap,
+    presence: float = 0.0,
+    adjustment: Tensor | None = None,
+) -> Decoded:
     """Keeps of blocks what is needed later, in memory that does not grow with K above `ALL_CLASSES`.
 
     Args:
@@ -180,10 +194,12 @@ def collect(blocks: Iterable[ClassLogits], count: int, labelling: LabelMap, pres
         labelling: an empty label map.
         presence: strength of `presence_shift`, for which the `strongest` classes are in memory at once; the others get
             no label.
+        adjustment: (K,), see there.
     """
+    labelling.shift = adjustment
     if presence:
         blocks = strongest(blocks)
-        labelling.shift = presence_shift(blocks, count, presence)
+        labelling.shift = presence_shift(blocks, count, presence, adjustment)
     if count <= ALL_CLASSES:
         found = _joined(blocks, count)
         best, index = lead(found.logits, None if labelling.shift is None else labelling.shift[found.classes])

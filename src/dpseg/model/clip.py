@@ -115,6 +115,10 @@ class ClipEncoder(nn.Module):
         """See `Encoder.familiarity`: it knows any text."""
         return features.new_ones(features.shape[:-1])
 
+    def log_frequency(self, features: Tensor) -> Tensor:
+        """See `Encoder.log_frequency`: it had no masks."""
+        return features.new_zeros(features.shape[:-1])
+
     def project_text(self, features: Tensor) -> Tensor:
         """The identity: CLIP's texts are in the joint space."""
         return features

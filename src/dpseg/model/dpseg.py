@@ -187,7 +187,8 @@ class DPSeg(HubModel):
         among = None
         if before is not None and self.config.rejection.applies(count):
             among = torch.arange(count, device=prompts.text.device) if before.kept is None else before.kept
-        return collect(self.decode_blocks(pyramid, prompts, among), count, labelling, self.config.presence)
+        blocks = self.decode_blocks(pyramid, prompts, among)
+        return collect(blocks, count, labelling, self.config.presence, prompts.adjustment)
 
     def decode_with_auxiliary(self, pyramid: Pyramid, prompts: PromptEmbeddings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Decodes all categories for training, and returns the auxiliary heads' logits too; see `decode`.

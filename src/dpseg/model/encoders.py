@@ -99,6 +99,13 @@ class Encoder(Protocol):
         """
         ...
 
+    def log_frequency(self, features: Tensor) -> Tensor:
+        """Returns how often the training's masks showed what texts name, (..., F_t) -> (...), as a logarithm.
+
+        0 for what they showed as often as a typical name, for what training never saw, and for CLIP, which saw none.
+        """
+        ...
+
     def visual_features(self, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:
         """Encodes N prompt pictures with the frozen visual prompt encoder, no gradient.
 

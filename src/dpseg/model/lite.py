@@ -45,19 +45,22 @@ class TextMap(nn.Module):
     vectors: Tensor
     coefficients: Tensor
     local_support: Tensor
+    log_frequencies: Tensor
 
     def __init__(self, vectors: Tensor, local_names: int) -> None:
         """Makes room for the names.
 
         Args:
             vectors: (1000, 1280) weight vectors of ImageNet's classes; they come from the package and are not saved.
-            local_names: names on which the residual stands; whoever trains it sets `local_support`.
+            local_names: names on which the residual stands; whoever trains it sets `local_support`, and in
+                `log_frequencies` how often masks showed them.
         """
         super().__init__()
         self.register_buffer("support", torch.zeros(len(vectors), FEATURES))
         self.register_buffer("vectors", vectors - vectors.mean(dim=0), persistent=False)
         self.register_buffer("coefficients", torch.zeros_like(vectors), persistent=False)
         self.register_buffer("local_support", torch.zeros(local_names, FEATURES))
+        self.register_buffer("log_frequencies", torch.zeros(local_names))
         self.local_coefficients = nn.Parameter(torch.zeros(local_names, vectors.shape[1]))
         self.register_load_state_dict_post_hook(_solve_after_loading)  # type: ignore[no-untyped-call]
 
@@ -80,6 +83,13 @@ class TextMap(nn.Module):
         if len(self.local_support) == 0:
             return features.new_zeros(features.shape[:-1])
         return _kernel(features, self.local_support, LOCAL_GAMMA).amax(dim=-1).clamp(max=1.0)
+
+    def log_frequency(self, features: Tensor) -> Tensor:
+        """Returns the log frequency of the nearest name, as far as the text is familiar: (..., 384) -> (...)."""
+        if len(self.local_support) == 0:
+            return features.new_zeros(features.shape[:-1])
+        nearness, nearest = _kernel(features, self.local_support, LOCAL_GAMMA).max(dim=-1)
+        return nearness.clamp(max=1.0) * self.log_frequencies[nearest]
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (..., 384) unit text features to (..., 1280)."""
@@ -173,6 +183,10 @@ class LiteEncoder(nn.Module):
     def familiarity(self, features: Tensor) -> Tensor:
         """See `Encoder.familiarity`: 1 for a name of the training, near 0 far from all of them."""
         return self.text_map.familiarity(features)
+
+    def log_frequency(self, features: Tensor) -> Tensor:
+        """See `Encoder.log_frequency`: that of the nearest name of the training, times `familiarity`."""
+        return self.text_map.log_frequency(features)
 
     @torch.no_grad()
     def visual_features(self, crops: Tensor, masks: Tensor | None = None) -> VisualFeatures:

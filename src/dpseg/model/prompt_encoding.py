@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,26 @@ def text_features(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache)
     return torch.stack([known[keys[text]] for text in texts])
 
 
+@dataclass(frozen=True, eq=False)
+class TextPrompts:
+    """Encoded words of K classes.
+
+    Attributes:
+        embeddings: T, (K, M, D) unit vectors: for each class and template the average over the class's synonyms.
+        familiarity: (K,) in [0, 1], of the best known of its synonyms, averaged over templates; see `Encoder`.
+        log_frequency: (K,), of that synonym, averaged over templates; see `Encoder`.
+    """
+
+    embeddings: Tensor
+    familiarity: Tensor
+    log_frequency: Tensor
+
+
 @torch.no_grad()
 def text_prompts(
     encoder: Encoder, classes: Sequence[ClassName], sentences: Sequence[str], cache: EmbeddingCache
-) -> Tensor:
-    """Returns T, (K, M, D) unit vectors: for each class and template the average over the class's synonyms.
+) -> TextPrompts:
+    """Encodes the words of K classes, and says what training knew of them.
 
     Args:
         encoder: whose text encoder and joint space.
@@ -60,29 +75,21 @@ def text_prompts(
         cache: where features of texts are kept. They are those of the frozen text encoder, before any projection that
             training changes.
     """
-    features, owners = _expanded(encoder, classes, sentences, cache)
-    embeddings = F.normalize(encoder.project_text(features), dim=-1)
-    means = _group_means(embeddings, owners, len(classes) * len(sentences))
-    return means.view(len(classes), len(sentences), -1)
-
-
-@torch.no_grad()
-def words_known(
-    encoder: Encoder, classes: Sequence[ClassName], sentences: Sequence[str], cache: EmbeddingCache
-) -> Tensor:
-    """Returns how familiar K classes are by the best known of their names, averaged over templates: (K,) in [0, 1]."""
-    features, owners = _expanded(encoder, classes, sentences, cache)
-    synonyms = encoder.familiarity(features).split([len(list(same)) for _, same in groupby(owners)])
-    return torch.stack([each.max() for each in synonyms]).view(len(classes), len(sentences)).mean(dim=1)
-
-
-def _expanded(
-    encoder: Encoder, classes: Sequence[ClassName], sentences: Sequence[str], cache: EmbeddingCache
-) -> tuple[Tensor, list[int]]:
-    """Encodes all sentences of all synonyms: features (N, F_t), and of each its row among K x M."""
     expanded = [texts for entry in classes for texts in expand(entry, sentences)]  # K x M lists of synonyms
     features = text_features(encoder, [text for texts in expanded for text in texts], cache)
-    return features.to(encoder_device(encoder)), [row for row, texts in enumerate(expanded) for _ in texts]
+    features = features.to(encoder_device(encoder))
+    owners = [row for row, texts in enumerate(expanded) for _ in texts]
+    embeddings = _group_means(F.normalize(encoder.project_text(features), dim=-1), owners, len(expanded))
+    shape, familiarity = (len(classes), len(sentences)), encoder.familiarity(features)
+    ascending = familiarity.argsort()
+    ascending = ascending[torch.tensor(owners, device=features.device)[ascending].argsort(stable=True)]
+    ends = torch.tensor([len(texts) for texts in expanded], device=features.device).cumsum(dim=0)
+    best = ascending[ends - 1]  # of each list, the synonym that training knew best
+    return TextPrompts(
+        embeddings.view(*shape, -1),
+        familiarity[best].view(shape).mean(dim=1),
+        encoder.log_frequency(features)[best].view(shape).mean(dim=1),
+    )
 
 
 @torch.no_grad()

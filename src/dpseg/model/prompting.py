@@ -17,13 +17,13 @@ from dpseg.matching import Matching
 from dpseg.model.encoders import Encoder
 from dpseg.model.matching import contrast_rows, words_worth
 from dpseg.model.prompt_encoding import (
+    TextPrompts,
     bank_prompts,
     crop_rows,
     encoder_device,
     prompt_fingerprint,
     text_prompts,
     visual_prompts,
-    words_known,
 )
 from dpseg.prompts.banks import PictureBank
 from dpseg.prompts.prompt_set import TEXT_SOURCE, PromptEmbeddings, PromptSet
@@ -65,10 +65,10 @@ def build_prompts(
     owned = _by_class(classes, pictures)
     matching, sentences = matching or Matching(), templates(template_count)
     words = None if text is None else text_prompts(encoder, classes, sentences, cache)  # T
-    prompts = _without_pictures(encoder, classes, words, template_count)
+    prompts = _without_pictures(encoder, classes, words, matching, template_count)
     prior = torch.zeros(len(classes), device=prompts.embeddings.text.device)  # in pictures
-    if matching.prior and words is not None and (owned or bank is not None):
-        prior = matching.prior * words_known(encoder, classes, sentences, cache)
+    if words is not None:
+        prior = matching.prior * words.familiarity
     if bank is not None and words is not None:
         place = {entry.name: number for number, entry in enumerate(classes)}
         wordy = [entry for entry in classes if entry.name not in owned]
@@ -105,12 +105,12 @@ def _by_class(classes: Sequence[ClassName], pictures: Mapping[str, list[Referenc
 
 
 def _without_pictures(
-    encoder: Encoder, classes: Sequence[ClassName], words: Tensor | None, template_count: int
+    encoder: Encoder, classes: Sequence[ClassName], words: TextPrompts | None, matching: Matching, template_count: int
 ) -> PromptSet:
-    """Returns prompts of words alone, T (K, M, D); or, where there are no words, of nothing yet."""
+    """Returns prompts of words alone; or, where there are no words, of nothing yet."""
     count, has_text = len(classes), words is not None
     zeros = torch.zeros(count, template_count, encoder.embed_dim, device=encoder_device(encoder))
-    text = zeros if words is None else words
+    text = zeros if words is None else words.embeddings
     s2, s3, s4 = (text.new_zeros(count, 1, size) for size in encoder.stage_dims)
     embeddings = PromptEmbeddings(
         text=text,
@@ -118,6 +118,7 @@ def _without_pictures(
         stages=(s2, s3, s4),
         has_text=torch.full((count,), has_text, device=text.device),
         has_visual=torch.zeros(count, dtype=torch.bool, device=text.device),
+        adjustment=-matching.logit_adjustment * words.log_frequency if words and matching.logit_adjustment else None,
     )
     sources = ((TEXT_SOURCE,) if has_text else (),) * count
     return PromptSet(tuple(entry.name for entry in classes), embeddings, prompt_fingerprint(encoder), sources)

@@ -99,6 +99,10 @@ class TinyEncoder(nn.Module):
         """See `Encoder.familiarity`: it knows any text."""
         return features.new_ones(features.shape[:-1])
 
+    def log_frequency(self, features: Tensor) -> Tensor:
+        """See `Encoder.log_frequency`: it had no masks."""
+        return features.new_zeros(features.shape[:-1])
+
     def project_text(self, features: Tensor) -> Tensor:
         """See `Encoder.project_text`: linear, trainable."""
         projected: Tensor = self.text_projection(features)

@@ -32,6 +32,8 @@ class PromptEmbeddings:
         stages: GAP(V_j) for j = 2, 3, 4: three tensors (K, Mv, D_j) of unit vectors; zero where there is no picture.
         has_text: (K,) bool.
         has_visual: (K,) bool.
+        adjustment: (K,), what the logits of each class gain when classes compete for labels
+            (`Matching.logit_adjustment`); None: nothing.
     """
 
     text: Tensor
@@ -39,6 +41,7 @@ class PromptEmbeddings:
     stages: tuple[Tensor, Tensor, Tensor]
     has_text: Tensor
     has_visual: Tensor
+    adjustment: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PromptEmbeddings:
         """Returns a copy with `function` applied to every tensor, e.g. `lambda t: t[keep]` to keep some classes."""
@@ -49,6 +52,7 @@ class PromptEmbeddings:
             stages=(function(s2), function(s3), function(s4)),
             has_text=function(self.has_text),
             has_visual=function(self.has_visual),
+            adjustment=None if self.adjustment is None else function(self.adjustment),
         )
 
     def to(self, device: torch.device | str) -> PromptEmbeddings:
@@ -142,6 +146,7 @@ class PromptSet:
         e = self.embeddings
         tensors = {"text": e.text, "visual": e.visual, "has_text": e.has_text, "has_visual": e.has_visual}
         tensors |= {f"stage{j}": stage for j, stage in enumerate(e.stages, start=2)}
+        tensors |= {} if e.adjustment is None else {"adjustment": e.adjustment}
         about = {"names": self.names, "encoder": self.encoder, "sources": self.sources}
         return write_tensors(path, _KIND, _VERSION, tensors, about)
 
@@ -160,6 +165,7 @@ class PromptSet:
                 stages=(tensors["stage2"], tensors["stage3"], tensors["stage4"]),
                 has_text=tensors["has_text"],
                 has_visual=tensors["has_visual"],
+                adjustment=tensors.get("adjustment"),
             )
             names, sources = tuple(about["names"]), tuple(tuple(kinds) for kinds in about["sources"])
             encoder = str(about["encoder"])

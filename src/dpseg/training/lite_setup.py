@@ -30,18 +30,20 @@ def imagenet_names() -> list[str]:
     return list(IMAGENET_CLASSNAMES)
 
 
-def fit_encoder(encoder: LiteEncoder, local_features: Tensor, regions: Regions) -> None:
+def fit_encoder(encoder: LiteEncoder, local_features: Tensor, log_frequencies: Tensor, regions: Regions) -> None:
     """Fits what is not trained by gradients.
 
     Args:
         encoder: untrained.
         local_features: (N, 384) text features of the names that training will see.
+        log_frequencies: (N,), how often masks show them, see `log_frequency`.
         regions: encoded objects; their mean becomes the joint space's centre.
     """
     sentence = templates(1)[0]
     names = encoder.text_features([sentence.format(name) for name in imagenet_names()])
     encoder.text_map.fit(names)
     encoder.text_map.local_support.copy_(local_features)
+    encoder.text_map.log_frequencies.copy_(log_frequencies)
     encoder.centre.copy_(regions.dense.mean(dim=0))
 
 

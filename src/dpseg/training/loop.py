@@ -28,6 +28,7 @@ from dpseg.recipe import TrainConfig
 from dpseg.training.average import moving_average
 from dpseg.training.checkpoint import CHECKPOINT, State, restore, save
 from dpseg.training.corpus import Corpus, load_corpus
+from dpseg.training.frequency import log_frequency
 from dpseg.training.lite_setup import fit_encoder
 from dpseg.training.prompt_tables import PromptSource
 from dpseg.training.regions import Regions, encode_regions
@@ -165,7 +166,7 @@ def prepare(config: TrainConfig, log: Log, fabric: Fabric | None = None) -> Setu
         regions = encode_regions(corpus, encoder, cache, config.regions_per_class, config.seed, device)
     log(f"{len(regions.names)} objects as visual prompts ({time.monotonic() - start:.0f} s)")
     if isinstance(encoder, LiteEncoder):
-        fit_encoder(encoder, text[: corpus.known, 0], regions)
+        fit_encoder(encoder, text[: corpus.known, 0], log_frequency(corpus)[: corpus.known], regions)
     if config.start_from is not None:
         taken = warm_start(model, Path(config.start_from))
         counts = f"{len(taken.taken)} tensors taken, {len(taken.kept)} kept, {len(taken.unused)} unused"

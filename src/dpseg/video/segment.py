@@ -122,7 +122,10 @@ def _found(
     """Segments frame after frame; at a cut, what was carried along is forgotten."""
     carried = options.smooth > 0 or options.refine == "sequence"
     for shot in shots(clip.frames()) if carried else [clip.frames()]:
-        smoother = Smoother(segmenter.model.config, options.smooth, options.background) if options.smooth else None
+        smoother = None
+        if options.smooth:
+            adjustment = prompts.embeddings.adjustment
+            smoother = Smoother(segmenter.model.config, options.smooth, options.background, adjustment)
         waiting: deque[Frame] = deque()
         results = segmenter.stream(
             _images(shot, waiting),

@@ -19,15 +19,19 @@ from dpseg.result import Segmentation
 class Smoother:
     """Averages the logits of one shot's frames, which have one size and the same classes."""
 
-    def __init__(self, config: ModelConfig, weight: float, background: float | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, weight: float, background: float | None = None, adjustment: Tensor | None = None
+    ) -> None:
         """Starts a shot.
 
         Args:
             config: the model's: how it labels pixels.
             weight: of the past, in [0, 1); 0: every frame stands alone.
             background: as for one image.
+            adjustment: (K,), of the prompts (`PromptEmbeddings.adjustment`).
         """
         self._config, self._weight, self._background = config, weight, background
+        self._adjustment = None if adjustment is None else adjustment.cpu()
         self._mean: Tensor | None = None  # (K, h, w)
 
     def next(self, found: Segmentation) -> Segmentation:
@@ -45,7 +49,7 @@ class Smoother:
         height, width = found.labels.shape
         labelling = LabelMap((height, width), self._background, self._config.resize_scores)
         blocks = [ClassLogits(torch.arange(count), self._mean)]
-        decoded = collect(blocks, count, labelling, self._config.presence)
+        decoded = collect(blocks, count, labelling, self._config.presence, self._adjustment)
         return Segmentation.of(decoded, found.names, found.image, found.source, found.prompts)
 
 
