@@ -104,6 +104,25 @@ def test_the_labels_are_those_of_whole_tensors(
     assert not blender._tiles
 
 
+def test_adjusted_logits_decide_labels_and_not_scores() -> None:
+    size, tiling = (300, 410), Tiling(128, 0.25)
+    down, across = (Axis.cut(side, tiling) for side in size)
+    tiles, adjustment = tiles_of(down, across, 9, 9), torch.linspace(-2, 2, 9)
+    whole = blended_whole(down, across, tiles, 9, False)
+    adjusted = (whole + adjustment[:, None, None]).argmax(dim=0)
+    assert (adjusted != whole.argmax(dim=0)).float().mean() > 0.1
+    blender = Blender(down, across, None, False, adjustment)
+    labels, best = np.full(size, -7), np.zeros(size)
+    for row in range(len(down.starts)):
+        for column in range(len(across.starts)):
+            place = slice(*down.own(row)), slice(*across.own(column))
+            tile = TileLogits.of([tiles[row, column]], False, adjustment)
+            labels[place], best[place] = blender.add(row, column, tile)
+    assert (labels == adjusted.numpy()).mean() > 0.9999  # rounding decides at a tie
+    own = whole.gather(0, torch.from_numpy(labels)[None])[0].sigmoid()
+    assert best == pytest.approx(own.numpy(), abs=1e-5)
+
+
 def test_only_rows_that_are_still_needed_are_kept() -> None:
     down, across = Axis.cut(1000, Tiling(200, 0.25)), Axis.cut(2000, Tiling(200, 0.25))
     tiles = tiles_of(down, across, 4, 4)

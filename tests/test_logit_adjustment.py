@@ -102,6 +102,7 @@ def test_a_prompt_set_keeps_it(tmp_path: Path) -> None:
     arrays = Prompts.load(path).adjustment
     assert arrays is not None
     assert arrays.tolist() == [0.0, -1.5, 0.0, 0.0]
+    assert list(prompts.embeddings.tensors())[-1] == "adjustment"  # what tells sets apart
     plain = prompts.with_embeddings(replace(prompts.embeddings, adjustment=None)).save(tmp_path / "plain.safetensors")
     assert PromptSet.load(plain).embeddings.adjustment is None
     assert Prompts.load(plain).adjustment is None

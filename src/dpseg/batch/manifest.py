@@ -183,9 +183,8 @@ def _hash_keys(items: Sequence[Item]) -> str:
 
 
 def _hash_prompts(prompts: PromptSet) -> str:
-    e = prompts.embeddings
     digest = hashlib.sha256(json.dumps(prompts.names).encode())
-    for tensor in (e.text, e.visual, *e.stages, e.has_text, e.has_visual):
+    for tensor in prompts.embeddings.tensors().values():
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

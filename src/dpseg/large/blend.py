@@ -39,13 +39,16 @@ class TileLogits:
     height: int
 
     @classmethod
-    def of(cls, blocks: Iterable[ClassLogits], scores: bool) -> TileLogits:
+    def of(cls, blocks: Iterable[ClassLogits], scores: bool, adjustment: Tensor | None = None) -> TileLogits:
         """Keeps of a tile's blocks of classes what may matter.
 
         Args:
             blocks: one or more.
             scores: blend the scores, sigmoid(logit), in place of the logits.
+            adjustment: (K,), added to the logits, see `PromptEmbeddings`; not with `scores`.
         """
+        if adjustment is not None:
+            blocks = (ClassLogits(b.classes, b.logits + adjustment[b.classes, None, None]) for b in blocks)
         classes, values = _nearest(blocks)
         values = values.sigmoid() if scores else values.clamp(min=-1e4)
         values = torch.cat([values, values.amin(dim=0, keepdim=True)])
@@ -72,7 +75,9 @@ class Blender:
     the rows that the next ones cover are kept.
     """
 
-    def __init__(self, down: Axis, across: Axis, background: float | None, scores: bool) -> None:
+    def __init__(
+        self, down: Axis, across: Axis, background: float | None, scores: bool, adjustment: Tensor | None = None
+    ) -> None:
         """Begins a picture.
 
         Args:
@@ -80,8 +85,9 @@ class Blender:
             across: tiles along its width.
             background: in [0, 1]; pixels whose best score is below it get the label -1. None: no such pixels.
             scores: what is blended are scores, not logits.
+            adjustment: (K,), what the logits of tiles were adjusted by; it is no part of a pixel's score.
         """
-        self.down, self.across, self.scores = down, across, scores
+        self.down, self.across, self.scores, self.adjustment = down, across, scores, adjustment
         self._limit = background if background is not None and background > 0 else -math.inf
         self._limit = math.inf if self._limit >= 1 else self._limit
         self._tiles: dict[tuple[int, int], TileLogits] = {}
@@ -148,8 +154,11 @@ class Blender:
         blended = sum(part.weighted(mine[able]) for part, mine in zip(parts, rows, strict=True))
         assert isinstance(blended, Tensor)
         best, index = blended.max(dim=0)
+        leaders = classes[able][index]
+        if self.adjustment is not None:
+            best = best - self.adjustment[leaders]
         score = best if self.scores else best.sigmoid()
-        labels = classes[able][index].to(torch.int32)
+        labels = leaders.to(torch.int32)
         labels[score < self._limit] = -1
         return labels.cpu().numpy(), score.cpu().numpy()
 

@@ -72,8 +72,7 @@ def segment_large(
     """Segments a picture in tiles and writes the result.
 
     A TIFF is read by windows; any other picture is in memory as a whole. What was finished before an interruption is
-    used again. Each tile is looked at by itself: Inference I, without the config's `presence` and the prompts'
-    `adjustment`.
+    used again. Each tile is looked at by itself: Inference I, without the config's `presence`.
 
     Args:
         segmenter: the model.
@@ -134,7 +133,11 @@ class LargeRun:
         self._prompts = segmenter.usable(prompts)
         self._down, self._across = (Axis.cut(side, options.tiling) for side in (picture.height, picture.width))
         self._blender = Blender(
-            self._down, self._across, options.background, scores=segmenter.model.config.resize_scores
+            self._down,
+            self._across,
+            options.background,
+            scores=segmenter.model.config.resize_scores,
+            adjustment=self._prompts.embeddings.adjustment,
         )
         self._step = overlay_step(picture.width, picture.height)
         self._batch = options.batch_size or (1 if self._device.type == "cpu" else GPU_BATCH)
@@ -216,7 +219,8 @@ class LargeRun:
         config, prompts = self._model.config, self._prompts.embeddings
         for index in range(len(photos)):
             mine = with_whole(pyramid.image(index), prompts, config.fusion, config.matching.whole)
-            yield TileLogits.of(self._model.decode_blocks(mine, prompts), config.resize_scores)
+            blocks = self._model.decode_blocks(mine, prompts)
+            yield TileLogits.of(blocks, config.resize_scores, prompts.adjustment)
 
     def _small(self, tile: Image.Image, row: int, column: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Returns the pixels of the small picture that begin in what a tile finishes, (n, w, 3)."""
@@ -235,9 +239,7 @@ class LargeRun:
         model, options = self._model, self._options
         weights = weights_fingerprint(model.encoder.fingerprint, model.saved_state().values())
         prompts = hashlib.sha256("\n".join(self._prompts.names).encode())
-        embeddings = self._prompts.embeddings
-        tensors = (embeddings.text, embeddings.visual, *embeddings.stages, embeddings.has_text, embeddings.has_visual)
-        for tensor in tensors:
+        for tensor in self._prompts.embeddings.tensors().values():
             prompts.update(tensor.cpu().contiguous().numpy().tobytes())
         return {
             "dpseg": __version__,

@@ -55,6 +55,13 @@ class PromptEmbeddings:
             adjustment=None if self.adjustment is None else function(self.adjustment),
         )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that are there, by the names that they have in a file."""
+        s2, s3, s4 = self.stages
+        named = {"text": self.text, "visual": self.visual, "stage2": s2, "stage3": s3, "stage4": s4}
+        named |= {"has_text": self.has_text, "has_visual": self.has_visual}
+        return named if self.adjustment is None else named | {"adjustment": self.adjustment}
+
     def to(self, device: torch.device | str) -> PromptEmbeddings:
         """Returns a copy on `device`."""
         return self.map(lambda tensor: tensor.to(device))
@@ -143,12 +150,8 @@ class PromptSet:
         Raises:
             OutputError: It cannot be written.
         """
-        e = self.embeddings
-        tensors = {"text": e.text, "visual": e.visual, "has_text": e.has_text, "has_visual": e.has_visual}
-        tensors |= {f"stage{j}": stage for j, stage in enumerate(e.stages, start=2)}
-        tensors |= {} if e.adjustment is None else {"adjustment": e.adjustment}
         about = {"names": self.names, "encoder": self.encoder, "sources": self.sources}
-        return write_tensors(path, _KIND, _VERSION, tensors, about)
+        return write_tensors(path, _KIND, _VERSION, self.embeddings.tensors(), about)
 
     @classmethod
     def load(cls, path: str | Path) -> PromptSet:

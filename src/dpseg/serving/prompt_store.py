@@ -123,5 +123,4 @@ class PromptStore:
 
 def size_of(prompts: PromptSet) -> int:
     """Returns the bytes of a set's tensors."""
-    e = prompts.embeddings
-    return sum(tensor.nbytes for tensor in (e.text, e.visual, *e.stages, e.has_text, e.has_visual))
+    return sum(tensor.nbytes for tensor in prompts.embeddings.tensors().values())
