@@ -102,7 +102,8 @@ class Encoder(Protocol):
     def log_frequency(self, features: Tensor) -> Tensor:
         """Returns how often the training's masks showed what texts name, (..., F_t) -> (...), as a logarithm.
 
-        0 for what they showed as often as a typical name, for what training never saw, and for CLIP, which saw none.
+        0 for what they showed as often as a typical name; what training never saw counts as its rarest name. 0 for all
+        texts with CLIP, which saw no masks.
         """
         ...
 

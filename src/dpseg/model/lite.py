@@ -85,11 +85,14 @@ class TextMap(nn.Module):
         return _kernel(features, self.local_support, LOCAL_GAMMA).amax(dim=-1).clamp(max=1.0)
 
     def log_frequency(self, features: Tensor) -> Tensor:
-        """Returns the log frequency of the nearest name, as far as the text is familiar: (..., 384) -> (...)."""
+        """Returns the log frequency of the nearest name, as far as the text is familiar: (..., 384) -> (...).
+
+        Far from all names it is that of the rarest one.
+        """
         if len(self.local_support) == 0:
             return features.new_zeros(features.shape[:-1])
         nearness, nearest = _kernel(features, self.local_support, LOCAL_GAMMA).max(dim=-1)
-        return nearness.clamp(max=1.0) * self.log_frequencies[nearest]
+        return torch.lerp(self.log_frequencies.min(), self.log_frequencies[nearest], nearness.clamp(max=1.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (..., 384) unit text features to (..., 1280)."""
@@ -185,7 +188,7 @@ class LiteEncoder(nn.Module):
         return self.text_map.familiarity(features)
 
     def log_frequency(self, features: Tensor) -> Tensor:
-        """See `Encoder.log_frequency`: that of the nearest name of the training, times `familiarity`."""
+        """See `Encoder.log_frequency`: that of the nearest name of the training, as far as the text is familiar."""
         return self.text_map.log_frequency(features)
 
     @torch.no_grad()
