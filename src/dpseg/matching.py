@@ -25,7 +25,8 @@ class Matching(Loadable):
         logit_adjustment: times the log frequency of a class's words in the training's masks (`Encoder.log_frequency`)
             is taken from its logits when classes compete for labels, for what training showed often is found too often
             (post-hoc logit adjustment: Menon et al., Long-tail learning via logit adjustment, ICLR 2021); 0 or more.
-            Scores stay as they are, and so do classes without words.
+            Scores stay as they are, and so do classes without words; those with pictures are adjusted as far as
+            training knew their words.
     """
 
     contrast: float = 0.0

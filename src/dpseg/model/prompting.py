@@ -75,7 +75,9 @@ def build_prompts(
         for found in bank_prompts(encoder, bank, wordy, cache) if wordy else ():
             places = [place[name] for name in found.names]
             prompts = _weigh_words(prompts.replace(found), places, 1 + prior[places])
-    return _with_references(encoder, prompts, owned, matching, prior) if owned else prompts
+    if owned:
+        prompts = _with_references(encoder, prompts, owned, matching, prior)
+    return prompts if words is None else _adjust_what_was_known(prompts, words.familiarity)
 
 
 def _by_name(references: References) -> dict[str, list[Reference]]:
@@ -144,6 +146,15 @@ def _with_references(
     if matching.weigh_words and bool(old.has_text.all()):
         weights = weights * words_worth(old.text, [places[owner] for owner in owners], rows[0])
     return _weigh_words(prompts.replace(found), places, weights)
+
+
+def _adjust_what_was_known(prompts: PromptSet, familiarity: Tensor) -> PromptSet:
+    """Keeps the adjustment of classes that have pictures as far as training knew their words: the rest is pictures'."""
+    old = prompts.embeddings
+    if old.adjustment is None:
+        return prompts
+    kept = torch.where(old.has_visual, familiarity, 1.0)
+    return prompts.with_embeddings(replace(old, adjustment=old.adjustment * kept))
 
 
 def _weigh_words(prompts: PromptSet, places: Sequence[int], weights: Tensor) -> PromptSet:
