@@ -57,7 +57,10 @@ class HubModel(
         for kind, names in (("lacks", missing), ("has an unknown", extra), ("has another shape for", sorted(wrong))):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise WeightsError(f"{source} {kind} {names[0]}{more}: it was not saved by a model of this config")
+                raise WeightsError(
+                    f"{source} {kind} {names[0]}{more}: it was not saved by a model of this config and version; train"
+                    " it again"
+                )
         self.load_state_dict(state, strict=False)
 
     def _save_pretrained(self, save_directory: Path) -> None:
