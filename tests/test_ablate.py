@@ -28,7 +28,7 @@ from dpseg.errors import ConfigError, DataError
 from dpseg.evaluation.evaluate import evaluate
 from dpseg.recipe import TrainConfig
 from dpseg.segmenter import Segmenter
-from miniature import write_set
+from support.labelled_set import write_set
 
 MODEL: dict[str, Any] = {"encoder": "tiny", "image_size": 128, "keep_aspect": True, "templates": 1, "logit_scale": 10.0}
 MODEL |= {"widths": [8, 8, 8, 8], "image_widths": [4, 4, 4], "heads": 2, "train_pool": 1}

@@ -10,7 +10,7 @@ import yaml
 from dpseg.ablation.run import group, share_regions, training_seconds
 from dpseg.ablation.variants import Measurement
 from dpseg.cli import run as dpseg
-from miniature import write_set
+from support.labelled_set import write_set
 
 
 @pytest.fixture

@@ -13,9 +13,20 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools import mask as coco
 
-from api_client import COLOURS, PHOTO, PICTURES, WORDS, client_of, colours, encoded, post, refusal, tiny_segmenter
 from dpseg.segmenter import Segmenter
 from dpseg.serving.settings import ServeSettings
+from support.api_client import (
+    COLOURS,
+    PHOTO,
+    PICTURES,
+    WORDS,
+    client_of,
+    colours,
+    encoded,
+    post,
+    refusal,
+    tiny_segmenter,
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from api_client import CONFIG, PHOTO, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
 from dpseg.errors import PromptError
 from dpseg.photos import load_photo
 from dpseg.prompts.prompt_set import PromptSet
@@ -23,6 +22,7 @@ from dpseg.serving.batching import ModelThreads, PhotoTask
 from dpseg.serving.door import Door
 from dpseg.serving.problems import RequestError
 from dpseg.serving.settings import ServeSettings
+from support.api_client import CONFIG, PHOTO, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
 
 
 @pytest.fixture(scope="module")

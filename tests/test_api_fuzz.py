@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from api_client import PHOTO, tiny_segmenter
 from dpseg.serving.app import create_app
 from dpseg.serving.settings import ServeSettings
+from support.api_client import PHOTO, tiny_segmenter
 
 EXAMPLES = 40
 """Requests of a route and mode, at most."""

@@ -12,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api_client import COLOURS, PICTURES, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
 from dpseg.serving.pictures import open_mask
+from support.api_client import COLOURS, PICTURES, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from api_client import (
+from dpseg.segmenter import Segmenter
+from dpseg.serving.problems import OUR_FAULT
+from dpseg.serving.settings import ServeSettings
+from support.api_client import (
     COLOURS,
     PHOTO,
     PICTURES,
@@ -26,9 +29,6 @@ from api_client import (
     refusal,
     tiny_segmenter,
 )
-from dpseg.segmenter import Segmenter
-from dpseg.serving.problems import OUR_FAULT
-from dpseg.serving.settings import ServeSettings
 
 SMALL = ServeSettings(
     max_body_mb=0.4,

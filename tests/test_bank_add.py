@@ -17,14 +17,24 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 import dpseg.prompts.bank_store
-from bank_workplace import BLUE, RED, add, count_encoded, enter, features_of, noisy_picture, save_model, words_of
-from coco_files import box, image, write
 from dpseg.cli import run
 from dpseg.data.picture_features import choose
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
-from miniature import NAMES, write_set
+from support.bank_workplace import (
+    BLUE,
+    RED,
+    add,
+    count_encoded,
+    enter,
+    features_of,
+    noisy_picture,
+    save_model,
+    words_of,
+)
+from support.coco_files import box, image, write
+from support.labelled_set import NAMES, write_set
 
 SOURCE = str(Path(dpseg.prompts.bank_store.__file__).parents[2])
 

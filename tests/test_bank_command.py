@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bank_workplace import RED, add, enter, features_of, noisy_picture, refused, save_model, words_of
 from dpseg.cli import run
 from dpseg.errors import WeightsError
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
+from support.bank_workplace import RED, add, enter, features_of, noisy_picture, refused, save_model, words_of
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import dpseg.prompts.bank_rewrite as rewriting
-from bank_rows import HEAD, fill, segments, state
 from dpseg.errors import WeightsError
 from dpseg.prompts.bank_check import check_bank
 from dpseg.prompts.bank_store import BankStore
+from support.bank_rows import HEAD, fill, segments, state
 
 
 def flip(path: Path, at: int) -> None:

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from bank_rows import HEAD, fill, rows, segments, state, words
 from dpseg.errors import PromptError, WeightsError
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.bank_contents import BankEntry, picture_key
 from dpseg.prompts.bank_segment import BankHead
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.banks import chain, check_encoder, open_bank
+from support.bank_rows import HEAD, fill, rows, segments, state, words
 
 
 def test_entries_come_back(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import dpseg.prompts.bank_rewrite as rewriting
-from bank_rows import HEAD, fill, rows, segments, start_writer, state
 from dpseg.errors import OutputError
 from dpseg.prompts.bank_check import check_bank
 from dpseg.prompts.bank_store import BankStore
+from support.bank_rows import HEAD, fill, rows, segments, start_writer, state
 
 
 def test_compacting_keeps_what_counts_and_forgets_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

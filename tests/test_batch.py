@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from batch_photos import broken_of, rows_of, write_model, write_photos
 from dpseg.batch import manifest
 from dpseg.cli import run
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
+from support.batch_photos import broken_of, rows_of, write_model, write_photos
 
 
 @pytest.fixture(scope="module")

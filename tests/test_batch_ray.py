@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from batch_photos import broken_of, rows_of, write_model, write_photos
 from dpseg.batch.manifest import cut
 from dpseg.batch.ray_engine import RETRIES, Share, Worker, connected, run_ray, share_out
 from dpseg.batch.sources import Item, list_items
@@ -22,6 +21,7 @@ from dpseg.batch.work import Job
 from dpseg.cli import run
 from dpseg.errors import ConfigError, DPSegError
 from dpseg.prompts.prompt_set import PromptSet
+from support.batch_photos import broken_of, rows_of, write_model, write_photos
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'dpseg[ray]'")
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dpseg.config import ModelConfig
 from dpseg.model.build import build_encoder
 from dpseg.model.clip import ClipEncoder
-from encoder_contract import check_encoder
+from support.encoder_contract import check_encoder
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra: pip install 'dpseg[clip]'")
 
-from small_clip import enliven, small_clip, small_encoder  # noqa: E402 - it imports open_clip
+from support.small_clip import enliven, small_clip, small_encoder  # noqa: E402 - it imports open_clip
 
 TEXTS = ["a photo of a cat", "sky", "a very long text " * 40, ""]
 

@@ -17,7 +17,7 @@ from dpseg.model.clip_weights import CLIP_SOURCES, build_clip, find_weights
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install 'dpseg[clip]'")
 
-from small_clip import small_clip, small_encoder
+from support.small_clip import small_clip, small_encoder
 
 REPO = "laion/CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K"
 TEXTS = ["a photo of a cat", "sky"]

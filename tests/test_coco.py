@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as cocomask
 
-from coco_files import box, image, one, photo, write
 from dpseg.data.coco import CocoSet
 from dpseg.errors import DataError
+from support.coco_files import box, image, one, photo, write
 
 
 def test_coco_instances_with_gaps_in_the_ids(tmp_path: Path) -> None:

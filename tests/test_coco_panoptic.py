@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coco_files import image, photo, write
 from dpseg.data.coco import CocoSet
 from dpseg.errors import DataError, ImageError
+from support.coco_files import image, photo, write
 
 
 def write_panoptic(tmp_path: Path, ids: list[list[int]]) -> Path:

@@ -26,8 +26,8 @@ from dpseg.segmenter import Segmenter
 
 pytest.importorskip("open_clip", reason="needs the extra: pip install 'dpseg[clip]'")
 
-from small_clip import small_clip, small_encoder
-from small_sed import CLIP, DECODER, checkpoint
+from support.small_clip import small_clip, small_encoder
+from support.small_sed import CLIP, DECODER, checkpoint
 
 STAGE_DIMS = (40, 80, 160)  # of the small CLIP
 HEAD = f"{DECODER}head.weight"

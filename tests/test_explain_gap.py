@@ -23,7 +23,7 @@ from dpseg.images import to_tensor
 from dpseg.model.dpseg import DPSeg
 from dpseg.palette import palette
 from dpseg.segmenter import Segmenter
-from miniature import NAMES, write_set
+from support.labelled_set import NAMES, write_set
 
 SIDE = 128  # 4 x 4 positions of the tiny encoder's E
 CONFIG = ModelConfig(

@@ -18,7 +18,7 @@ from dpseg.exporting.session import OnnxSession
 from dpseg.matching import Matching
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
-from exported import CONFIG, exported_folder, tiny_model
+from support.exported import CONFIG, exported_folder, tiny_model
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

@@ -20,7 +20,7 @@ from dpseg.matching import MATCHINGS
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
-from miniature import COLOURS, NAMES
+from support.labelled_set import COLOURS, NAMES
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

@@ -14,7 +14,6 @@ import tifffile
 import torch
 from PIL import Image
 
-from batch_photos import write_model
 from dpseg.adapters import (
     fiftyone_targets,
     post_process_semantic_segmentation,
@@ -28,6 +27,7 @@ from dpseg.errors import ConfigError, MissingExtraError
 from dpseg.interchange import brush_mask
 from dpseg.palette import palette
 from dpseg.result import Segmentation
+from support.batch_photos import write_model
 
 NAMES = ("cat", "couch", "wall", "dog")
 GEO = [

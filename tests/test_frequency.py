@@ -15,7 +15,7 @@ from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
 from dpseg.training.frequency import RAREST, log_frequency
 from dpseg.training.loop import prepare
-from miniature import write_set
+from support.labelled_set import write_set
 
 
 def photo(source: int, **pixels: int) -> LabelledPhoto:

@@ -21,7 +21,7 @@ from dpseg.cli import run
 
 pytest.importorskip("diffusers", reason="needs the extra: pip install 'dpseg[generate]'")
 
-from tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
+from support.tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
 
 CARD = "---\nlicense: other\nlicense_name: tiny-license\n---\n# Paints noise\n"
 

@@ -26,7 +26,7 @@ from dpseg.segmenter import Segmenter
 pytest.importorskip("diffusers", reason="needs the extra: pip install 'dpseg[generate]'")
 
 from dpseg.generation.pipeline import Painter, Wishes
-from tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
+from support.tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
 
 
 @pytest.fixture(scope="module")

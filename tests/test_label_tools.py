@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from coco_files import box, image, photo, write
 from dpseg.data.benchmarks import open_dataset
 from dpseg.errors import DataError
+from support.coco_files import box, image, photo, write
 
 
 def test_label_studio_export(tmp_path: Path) -> None:

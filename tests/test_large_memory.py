@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from large_pictures import write_black
+from support.large_pictures import write_black
 
 RUN = """
 import os, resource, signal, sys
@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from dpseg.large import tiff
 from dpseg.large.segment import LargeRun, TileOptions, Tiling, open_windows
-from large_pictures import make_segmenter, prompts_of
+from support.large_pictures import make_segmenter, prompts_of
 tiff.CACHE_BYTES = 10_000_000  # by far less than the picture, as with larger ones
 folder, stop = Path(sys.argv[2]), int(sys.argv[3])
 segmenter, done = make_segmenter(folder / "cache"), 0

@@ -23,7 +23,7 @@ from dpseg.large.windows import open_windows
 from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from large_pictures import COLOURS, CONFIG, make_segmenter, prompts_of
+from support.large_pictures import COLOURS, CONFIG, make_segmenter, prompts_of
 
 
 @pytest.fixture(scope="module")

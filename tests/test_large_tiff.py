@@ -19,7 +19,7 @@ from dpseg.large import tiff, windows
 from dpseg.large.label_tiff import write_labels
 from dpseg.large.windows import open_windows
 from dpseg.palette import palette
-from large_pictures import write_black
+from support.large_pictures import write_black
 
 SIZE = (150, 100)
 GEO = [

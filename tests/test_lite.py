@@ -14,7 +14,7 @@ from dpseg.model import efficientnet_lite0 as lite0
 from dpseg.model.lite import LiteEncoder, TextMap
 from dpseg.model.minilm import MiniLM, weights_folder
 from dpseg.training.lite_setup import imagenet_names
-from encoder_contract import check_encoder
+from support.encoder_contract import check_encoder
 
 SENTENCES = ["cat", "a photo of a couch.", "traffic light", "an extraordinarily long description of nothing at all"]
 

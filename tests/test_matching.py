@@ -28,7 +28,7 @@ from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.prompts.text import parse_classes, templates
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
-from miniature import write_set
+from support.labelled_set import write_set
 
 CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=2, logit_scale=10.0, tune_encoder=False)
 RED, GREEN, BLUE = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))

@@ -25,7 +25,7 @@ from dpseg.model.preprocess import mirror, prepare, scaled_size
 from dpseg.onnx_runner import OnnxRunner, Prompts, main
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from exported import exported_folder, tiny_model
+from support.exported import exported_folder, tiny_model
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

@@ -13,7 +13,7 @@ from dpseg.recipe import DataSource, TrainConfig
 from dpseg.segmenter import Segmenter
 from dpseg.training.export import export
 from dpseg.training.loop import launch, prepare, train
-from miniature import write_set
+from support.labelled_set import write_set
 
 
 def quiet(line: str) -> None:

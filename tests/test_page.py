@@ -19,7 +19,6 @@ from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 
-from api_client import BLUE, PHOTO, RED, encoded, halves, tiny_segmenter
 from dpseg.errors import DPSegError, ImageError, PromptError
 from dpseg.segmenter import Segmenter
 from dpseg.serving.app import create_app
@@ -33,6 +32,7 @@ from dpseg.serving.page.view import SHOWN_SIDE, view_of
 from dpseg.serving.problems import OUR_FAULT
 from dpseg.serving.service import Service
 from dpseg.serving.settings import ServeSettings
+from support.api_client import BLUE, PHOTO, RED, encoded, halves, tiny_segmenter
 
 CALLER = SimpleNamespace(client=SimpleNamespace(host="10.0.0.1"))
 COLOURS = (

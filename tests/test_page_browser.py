@@ -14,12 +14,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from api_client import PHOTO, PICTURES, tiny_segmenter
 from dpseg.commands.serve import listen
 from dpseg.serving.app import create_app
 from dpseg.serving.page.mount import mount_page
 from dpseg.serving.service import Service
 from dpseg.serving.settings import ServeSettings
+from support.api_client import PHOTO, PICTURES, tiny_segmenter
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from coco_files import box, image, write
 from dpseg.cli import run
 from dpseg.pretrained import model_folder
-from miniature import write_set
+from support.coco_files import box, image, write
+from support.labelled_set import write_set
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -86,7 +86,7 @@ def test_commands(commands: list[list[str]], workplace: Path) -> None:
 
 def test_painting(painting: list[list[str]], workplace: Path) -> None:
     pytest.importorskip("diffusers", reason="needs the extra: pip install 'dpseg[generate]'")
-    from tiny_painter import write_painter
+    from support.tiny_painter import write_painter
 
     generate, *others = painting
     at = generate.index("--generator") + 1

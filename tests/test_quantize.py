@@ -13,7 +13,7 @@ from dpseg.errors import ConfigError
 from dpseg.exporting.quantize import MOST_PHOTOS, agreement, calibration_inputs, quantize
 from dpseg.exporting.session import OnnxSession
 from dpseg.onnx_runner import OnnxRunner
-from exported import exported_folder
+from support.exported import exported_folder
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

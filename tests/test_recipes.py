@@ -13,7 +13,7 @@ from dpseg.commands.train import with_overrides
 from dpseg.plain_values import read_yaml
 from dpseg.recipe import TrainConfig
 from dpseg.training.loop import Progress, launch, prepare, train
-from miniature import write_set
+from support.labelled_set import write_set
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

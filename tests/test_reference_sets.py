@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bank_workplace import count_encoded
-from coco_files import box, image, write
 from dpseg.cli import run
 from dpseg.config import ModelConfig
 from dpseg.model.dpseg import DPSeg
@@ -21,7 +19,9 @@ from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
-from miniature import NAMES, write_set
+from support.bank_workplace import count_encoded
+from support.coco_files import box, image, write
+from support.labelled_set import NAMES, write_set
 
 CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
 RED, BLUE, GREEN = (220, 30, 20), (20, 40, 220), (30, 180, 40)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bank_rows import fill
 from dpseg.errors import ConfigError, PromptError
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.bank_store import BankStore
 from dpseg.prompts.banks import RegressedBank, chain, feature_bank
 from dpseg.prompts.regressor import KERNEL_SCALES, RIDGES, FeatureRegressor, choose, kernel, left_out
+from support.bank_rows import fill
 
 TEXT, DENSE, STAGES = 8, 20, (3, 4, 5)
 

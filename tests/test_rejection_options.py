@@ -18,7 +18,7 @@ from dpseg.errors import ConfigError
 from dpseg.model.dpseg import DPSeg
 from dpseg.pretrained import load_pretrained
 from dpseg.rejection import Rejection, rejection_of
-from miniature import write_set
+from support.labelled_set import write_set
 
 TINY = ModelConfig(encoder="tiny", image_size=64, templates=2, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), heads=2)
 

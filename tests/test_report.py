@@ -30,7 +30,7 @@ from dpseg.evaluation.tally import Tally
 from dpseg.model.dpseg import DPSeg
 from dpseg.plots import check_matplotlib, confusion_bars, iou_bars
 from dpseg.segmenter import Segmenter
-from miniature import write_set
+from support.labelled_set import write_set
 
 MODEL = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
 

@@ -20,7 +20,7 @@ from dpseg.model.label_map import label_map
 from dpseg.model.preprocess import prepare
 from dpseg.model.sed import DECODER_PREFIX, SED_BASE, SED_MODELS, reorder_templates, sed_name
 from dpseg.prompts.text import TEMPLATES, parse_class, templates
-from small_sed import CLIP, DECODER, decoder_shapes
+from support.small_sed import CLIP, DECODER, decoder_shapes
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "parity" / "sed_decoder_b.safetensors"
 STAGE_DIMS = {"sed-base": (128, 256, 512), "sed-large": (192, 384, 768)}

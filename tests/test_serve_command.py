@@ -21,9 +21,9 @@ from typing import IO
 import pytest
 import torch
 
-from api_client import CONFIG, PHOTO, encoded, halves
 from dpseg.cli import run
 from dpseg.model.dpseg import DPSeg
+from support.api_client import CONFIG, PHOTO, encoded, halves
 
 LARGE = encoded(halves(3000, 2000), compress_level=1)
 """A photo that takes the tiny model a while too."""

@@ -27,7 +27,7 @@ from dpseg.evaluation.plan import Plan, make_plan
 from dpseg.evaluation.workers import Job, ModelSource, run_jobs, run_processes
 from dpseg.model.dpseg import DPSeg
 from dpseg.segmenter import Segmenter
-from miniature import write_set
+from support.labelled_set import write_set
 
 MODEL = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
 CONFIG = EvalConfig(prompts=("text", "pictures"), references=2, block=1)

@@ -20,7 +20,7 @@ from dpseg.training import teacher as teaching
 from dpseg.training.corpus import IGNORE, NONE, Corpus, load_corpus
 from dpseg.training.loop import prepare
 from dpseg.training.teacher import NOT_CERTAIN, PseudoLabels
-from miniature import write_set
+from support.labelled_set import write_set
 
 NAMES = ("red square", "blue disc", "green stripe")
 

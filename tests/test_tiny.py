@@ -14,7 +14,7 @@ from dpseg.model.build import build_encoder
 from dpseg.model.fingerprint import weights_fingerprint
 from dpseg.model.pooling import masked_mean
 from dpseg.model.tiny import TinyEncoder
-from encoder_contract import check_encoder
+from support.encoder_contract import check_encoder
 
 
 def tiny(tune_encoder: bool = False, seed: int = 0) -> TinyEncoder:

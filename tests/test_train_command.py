@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from dpseg.commands.train import TrainOptions, train
 from dpseg.errors import ConfigError, DataError
-from miniature import write_set
+from support.labelled_set import write_set
 
 DPSEG = [sys.executable, "-m", "dpseg"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]

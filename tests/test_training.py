@@ -21,7 +21,7 @@ from dpseg.training.export import export
 from dpseg.training.loop import Progress, Setup, Watch, launch, prepare
 from dpseg.training.loop import train as run_training
 from dpseg.training.sampler import Batch
-from miniature import write_set
+from support.labelled_set import write_set
 
 MODEL = ModelConfig(
     encoder="tiny", image_size=64, templates=1, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), train_pool=1, heads=2

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from clips import GREEN, RED, pictures_of, square, squares, write_clip
 from dpseg.errors import ConfigError
 from dpseg.model.class_logits import UNDECODED
 from dpseg.palette import palette
@@ -25,7 +24,8 @@ from dpseg.video.clip import open_clip
 from dpseg.video.painter import Painter
 from dpseg.video.segment import VideoOptions, VideoSegmentation, segment_video
 from dpseg.video.smoothing import Smoother, check_smoothing
-from large_pictures import CONFIG, make_segmenter, prompts_of
+from support.clips import GREEN, RED, pictures_of, square, squares, write_clip
+from support.large_pictures import CONFIG, make_segmenter, prompts_of
 
 
 @pytest.fixture(scope="module")
@@ -197,10 +197,10 @@ MEMORY = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from clips import squares, write_clip
+from support.clips import squares, write_clip
 from dpseg.video.clip import open_clip
 from dpseg.video.segment import VideoOptions, segment_video
-from large_pictures import make_segmenter, prompts_of
+from support.large_pictures import make_segmenter, prompts_of
 folder = Path(sys.argv[2])
 segmenter = make_segmenter(folder / "cache")
 prompts = prompts_of(segmenter)

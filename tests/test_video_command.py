@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from batch_photos import write_model
-from clips import pictures_of, squares, write_clip, write_sound
 from dpseg.cli import run
 from dpseg.video import segment
+from support.batch_photos import write_model
+from support.clips import pictures_of, squares, write_clip, write_sound
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import BLUE, RED, pictures_of, square, squares, write_clip, write_sound
 from dpseg.errors import ImageError, MissingExtraError, OutputError
 from dpseg.files import written_beside
 from dpseg.video import movie as movie_module
 from dpseg.video.clip import Frame, open_clip
 from dpseg.video.movie import Movie
 from dpseg.video.shots import shots
+from support.clips import BLUE, RED, pictures_of, square, squares, write_clip, write_sound
 
 
 def read(path: Path) -> tuple[list[Frame], str | None]:

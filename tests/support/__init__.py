@@ -1,0 +1,1 @@
+"""What the tests share: tiny models, pictures, labelled sets, served apps, and how a mistake must look."""
