@@ -110,8 +110,9 @@ def _quantised(
         arrays, what = {n: t.cpu().numpy() for n, t in zip(PROMPT_INPUTS, tensors, strict=True)}, "COCO's 133 names"
     inputs = calibration_inputs(photos, facts, arrays)
     small = quantize(content, inputs)
-    share = f"{agreement(content, small, inputs):.1%} of the positions of {len(inputs)} photos"
-    return small, f"8-bit integers: of {what}, {share} have the same as before"
+    changed = 1 - agreement(content, small, inputs)
+    places = f"{changed:.1%} of the positions of {len(inputs)} photo{'s' * (len(inputs) != 1)}"
+    return small, f"8-bit integers: {places} get another of {what} than in single precision"
 
 
 def _need(*packages: str) -> None:
