@@ -23,7 +23,7 @@ def save(path: Path, values: ArrayLike) -> None:
 
 def paint(mask: NDArray[Any], colours: Sequence[Sequence[int]] = COLOURS, noise: Any = 0) -> NDArray[np.uint8]:
     """Returns the photo of a mask: the colour of each class, and of other values any of them, with noise on top."""
-    painted = np.take(np.array(colours, dtype=np.int64), mask, axis=0, mode="wrap") + noise
+    painted = np.take(np.array(colours, dtype=np.int64), mask.astype(int), axis=0, mode="wrap") + noise
     return painted.clip(0, 255).astype(np.uint8)
 
 
