@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-import tifffile
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from dpseg.adapters import (
@@ -25,11 +29,15 @@ from dpseg.cli import run
 from dpseg.data.coco import CocoSet
 from dpseg.errors import ConfigError, MissingExtraError
 from dpseg.interchange import brush_mask
+from dpseg.large.label_tiff import write_photo_labels
 from dpseg.palette import palette
 from dpseg.result import Segmentation
-from support.batch_photos import write_model
+from support.pictures import COLOUR_REFERENCES, halves
+from support.results import NAMES, sofa
+from support.strategies import segmentations
 
-NAMES = ("cat", "couch", "wall", "dog")
+Mask = npt.NDArray[np.bool_]
+
 GEO = [
     (33550, 12, 3, (0.5, 0.5, 0.0), True),
     (33922, 12, 6, (0.0, 0.0, 0.0, 400000.0, 5000000.0, 0.0), True),
@@ -37,44 +45,56 @@ GEO = [
 ]
 
 
-@pytest.fixture
-def result() -> Segmentation:
-    """80 x 120: two cats, a couch on the lower half, wall above, a strip of none on the right; no dog."""
-    labels = np.full((80, 120), 2, dtype=np.int32)
-    labels[40:] = 1
-    labels[10:30, 10:50] = 0
-    labels[50:60, 90:110] = 0
-    labels[:, 116:] = -1
-    logits = np.where(labels[::2, ::2] == np.arange(4)[:, None, None], 4.0, -4.0).astype(np.float32)
-    return Segmentation(labels, NAMES, logits, Image.new("RGB", (120, 80)), "photos/sofa.jpg")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every example replaces the files of the one before."""
+    return tmp_path_factory.mktemp("results")
 
 
-# Palette PNG
+def panoptic_ids(picture: Image.Image) -> npt.NDArray[np.int64]:
+    """Reads a panoptic map as COCO's description says."""
+    return np.asarray(picture).astype(np.int64) @ np.array([1, 256, 65536])
 
 
-def test_the_palette_png_is_read_with_indices_and_colours(result: Segmentation, tmp_path: Path) -> None:
-    (path,) = result.save(tmp_path, formats=("png",))
-    picture = Image.open(path)
-    assert picture.mode == "P"
-    values = np.asarray(picture).astype(int)
-    assert np.array_equal(np.where(values == 255, -1, values), result.labels)
-    assert picture.convert("RGB").getpixel((20, 20)) == tuple(palette(4)[0].tolist())
+@given(result=segmentations())
+@settings(max_examples=40)
+def test_labels_come_back_from_png_tiff_and_npz(result: Segmentation, folder: Path) -> None:
+    import tifffile
+
+    count, (png, npz) = len(result.names), result.save(folder, "a", ["png", "npz"])
+    none = 255 if count <= 255 else 65535
+    picture = Image.open(png)
+    assert picture.mode == ("P" if count <= 255 else "I;16")
+    assert np.array_equal(np.asarray(picture), np.where(result.labels < 0, none, result.labels))
+    if count <= 255:
+        colours = np.append(palette(count), [[0, 0, 0]], axis=0)  # none is black
+        assert np.array_equal(np.asarray(picture.convert("RGB")), colours[result.labels])
+    with tifffile.TiffFile(write_photo_labels(folder / "a.tif", result.labels, count)) as file:
+        assert file.pages.first.photometric.name == ("PALETTE" if count <= 255 else "MINISBLACK")
+        assert np.array_equal(file.asarray(), np.asarray(picture))
+    with np.load(npz) as content:
+        assert np.array_equal(content["labels"], result.labels)
+        assert np.array_equal(content["logits"], result.logits)
+        assert tuple(content["names"]) == result.names
+        assert content["classes"].tolist() == list(range(count))
 
 
 # COCO panoptic
 
 
-def test_panoptic_files_are_read_by_others(result: Segmentation, tmp_path: Path) -> None:
-    rgb_to_id = pytest.importorskip("transformers.image_transforms").rgb_to_id
-    picture, file = result.save(tmp_path, "a", ("panoptic",))
-    assert (picture.name, file.name) == ("a_panoptic.png", "a_panoptic.json")
-    content = json.loads(file.read_text())
-    assert [category["name"] for category in content["categories"]] == list(NAMES)
+@given(result=segmentations())
+@settings(max_examples=40)
+def test_panoptic_files_give_masks_boxes_and_areas_back(result: Segmentation, folder: Path) -> None:
+    picture, file = result.save(folder, "b", ("panoptic",))
+    assert (picture.name, file.name) == ("b_panoptic.png", "b_panoptic.json")
+    content = json.loads(file.read_text("utf-8"))
+    assert [category["name"] for category in content["categories"]] == list(result.names)
     assert all(category["isthing"] == 0 for category in content["categories"])
     (annotation,) = content["annotations"]
     assert annotation["file_name"] == picture.name
-    ids = rgb_to_id(np.asarray(Image.open(picture)))
-    assert set(np.unique(ids)) == {0, *(segment["id"] for segment in annotation["segments_info"])}
+    ids = panoptic_ids(Image.open(picture))
+    assert set(np.unique(ids)) - {0} == {segment["id"] for segment in annotation["segments_info"]}
+    assert np.array_equal(ids == 0, result.labels < 0)
     for segment in annotation["segments_info"]:
         mask = ids == segment["id"]
         assert np.array_equal(mask, result.labels == segment["category_id"] - 1)
@@ -85,7 +105,8 @@ def test_panoptic_files_are_read_by_others(result: Segmentation, tmp_path: Path)
         assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
 
 
-def test_panoptic_files_are_labels_for_training(result: Segmentation, tmp_path: Path) -> None:
+def test_panoptic_files_are_labels_for_training(tmp_path: Path) -> None:
+    result = sofa()
     result.save(tmp_path, "a", ("panoptic",))
     Image.new("RGB", (120, 80)).save(tmp_path / "sofa.jpg")
     dataset = CocoSet(tmp_path / "a_panoptic.json", panoptic=tmp_path)
@@ -93,18 +114,20 @@ def test_panoptic_files_are_labels_for_training(result: Segmentation, tmp_path: 
     assert np.array_equal(np.where(dataset[0].mask == 255, -1, dataset[0].mask), result.labels)
 
 
-def test_panoptic_ids_above_a_byte() -> None:
-    rgb_to_id = pytest.importorskip("transformers.image_transforms").rgb_to_id
+def many_classes() -> Image.Image:
     labels = np.array([[-1, 0, 254, 255, 256, 69_999]], dtype=np.int32)
     names = tuple(f"name {number}" for number in range(70_000))
-    picture = Segmentation(labels, names, np.zeros((1, 1, 1), np.float32)).panoptic_picture()
-    assert rgb_to_id(np.asarray(picture)).tolist() == [[0, 1, 255, 256, 257, 70_000]]
+    return Segmentation(labels, names, np.zeros((1, 1, 1), np.float32)).panoptic_picture()
+
+
+def test_panoptic_ids_go_above_two_bytes() -> None:
+    assert panoptic_ids(many_classes()).tolist() == [[0, 1, 255, 256, 257, 70_000]]
 
 
 # Label Studio
 
 
-def unpacked(data: list[int]) -> np.ndarray:
+def unpacked(data: list[int]) -> npt.NDArray[np.uint8]:
     """Reads rle-pack, as its description says: literal runs and repeated values."""
     bits = "".join(f"{value:08b}" for value in data)
     at = 0
@@ -140,14 +163,14 @@ def label_studio_reader() -> ModuleType | None:
     return module
 
 
-@pytest.mark.parametrize("kind", ["noise", "nothing", "blocks"])
-def test_brush_masks_are_read_back(kind: str) -> None:
-    draw = np.random.default_rng(0)
-    mask = draw.random((37, 53)) < 0.5
-    if kind == "nothing":  # a run that is longer than 16 bits can say
-        mask = np.zeros((300, 400), dtype=bool)
-    elif kind == "blocks":  # runs of every length
-        mask = np.repeat(np.arange(60) % 2 == 1, np.arange(60) ** 2 + 1)[None]
+@given(
+    mask=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.booleans(), fill=st.nothing())
+)
+@example(mask=np.zeros((300, 400), dtype=bool))  # a run that is longer than 16 bits can say
+@example(mask=np.repeat(np.arange(60) % 2 == 1, np.arange(60) ** 2 + 1)[None])  # runs of every length
+@example(mask=np.random.default_rng(0).random((37, 53)) < 0.5)
+@settings(max_examples=25)
+def test_brush_masks_are_read_back(mask: Mask) -> None:
     expected = np.repeat(mask[..., None], 4, axis=-1).ravel() * 255
     assert np.array_equal(unpacked(brush_mask(mask)), expected)
     reader = label_studio_reader()
@@ -155,25 +178,30 @@ def test_brush_masks_are_read_back(kind: str) -> None:
         assert np.array_equal(reader.decode_rle(brush_mask(mask)), expected)
 
 
-def test_label_studio_gets_a_brush_for_each_class(result: Segmentation, tmp_path: Path) -> None:
-    (path,) = result.save(tmp_path, formats=("labelstudio",))
-    (task,) = json.loads(path.read_text())
-    assert task["data"] == {"image": "sofa.jpg"}
+@given(result=segmentations())
+@settings(max_examples=25)
+def test_label_studio_gets_a_brush_for_each_class(result: Segmentation, folder: Path) -> None:
+    (path,) = result.save(folder, "c", ("labelstudio",))
+    (task,) = json.loads(path.read_text("utf-8"))
+    assert task["data"] == {"image": "photo.jpg"}
     regions = task["predictions"][0]["result"]
-    assert [region["value"]["brushlabels"] for region in regions] == [["couch"], ["wall"], ["cat"]]
+    assert [region["value"]["brushlabels"] for region in regions] == [[name] for name in result.areas]
+    height, width = result.labels.shape
     for region in regions:
+        (name,) = region["value"]["brushlabels"]
         assert (region["type"], region["from_name"], region["to_name"]) == ("brushlabels", "tag", "image")
-        assert (region["original_width"], region["original_height"]) == (120, 80)
-        alpha = unpacked(region["value"]["rle"]).reshape(80, 120, 4)[..., 3]
-        assert np.array_equal(alpha > 0, result.mask(region["value"]["brushlabels"][0]))
-        assert 0 < region["score"] <= 1
+        assert (region["original_width"], region["original_height"]) == (width, height)
+        alpha = unpacked(region["value"]["rle"]).reshape(height, width, 4)[..., 3]
+        assert np.array_equal(alpha > 0, result.mask(name))
+        assert region["score"] == pytest.approx(result.confidences[name], abs=1e-4)
 
 
 # supervision, FiftyOne and transformers
 
 
-def test_supervision_gets_detections(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervision_gets_detections() -> None:
     supervision = pytest.importorskip("supervision")
+    result = sofa()
     found = to_supervision(result)
     assert isinstance(found, supervision.Detections)
     assert found.data["class_name"].tolist() == ["couch", "wall", "cat"]
@@ -188,19 +216,16 @@ def test_supervision_gets_detections(result: Segmentation, monkeypatch: pytest.M
     assert [found.tolist() for found in cats.xyxy[cats.class_id == 0]] == [[10, 10, 50, 30], [90, 50, 110, 60]]
     nothing = Segmentation(np.full((4, 4), -1, np.int32), NAMES, np.zeros((4, 1, 1), np.float32))
     assert len(to_supervision(nothing)) == 0
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[supervision\]'"):
-        to_supervision(result)
 
 
-def test_fiftyone_reads_masks_and_instances(result: Segmentation) -> None:
+def test_fiftyone_reads_masks_and_instances() -> None:
     fiftyone = pytest.importorskip("fiftyone", reason="no fiftyone here: pip install 'dpseg[fiftyone]'")
+    result = sofa()
     sample = fiftyone.Sample(
         filepath="photos/sofa.jpg", seen=to_fiftyone(result), things=to_fiftyone_detections(result)
     )
     assert np.array_equal(sample["seen"].mask.astype(int) - 1, result.labels)
     targets = fiftyone_targets(result.names)
-    assert targets == {1: "cat", 2: "couch", 3: "wall", 4: "dog"}
     theirs = sample["seen"].to_detections(mask_targets=targets, mask_types="thing").detections  # regions, its own way
     mine = sample["things"].detections
     assert [one.label for one in mine] == ["couch", "wall", "cat", "cat"]
@@ -215,42 +240,71 @@ def test_fiftyone_reads_masks_and_instances(result: Segmentation) -> None:
         assert one.confidence == pytest.approx(result.confidences[one.label])
 
 
-def test_a_missing_fiftyone_is_said(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "fiftyone", None)
-    for adapt in (to_fiftyone, to_fiftyone_detections):
-        with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[fiftyone\]'"):
-            adapt(result)
+def test_fiftyones_values_are_named() -> None:
+    assert fiftyone_targets(NAMES) == {1: "cat", 2: "couch", 3: "wall", 4: "dog"}
 
 
-@pytest.mark.parametrize("sizes", [None, [(40, 60), (31, 17)], torch.tensor([[40, 60], [31, 17]])])
-def test_logits_become_labels_as_in_transformers(sizes: Any) -> None:
-    segformer = pytest.importorskip("transformers.models.segformer.image_processing_segformer")
-    logits = torch.randn(2, 5, 9, 13, generator=torch.Generator().manual_seed(0))
-    processor = segformer.SegformerImageProcessor()
-    theirs = processor.post_process_semantic_segmentation(
-        SimpleNamespace(logits=logits), None if sizes is None else [tuple(map(int, size)) for size in sizes]
-    )
-    ours = post_process_semantic_segmentation(logits, sizes)
-    assert [one.dtype for one in ours] == [torch.int64] * 2
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.shape == other.shape
-        assert (one == other).float().mean() > 0.999  # where two classes tie to the last bit
+@pytest.mark.parametrize(
+    ("package", "adapt"),
+    [("supervision", to_supervision), ("fiftyone", to_fiftyone), ("fiftyone", to_fiftyone_detections)],
+)
+def test_a_missing_library_is_said(package: str, adapt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'dpseg\[{package}\]'"):
+        adapt(sofa())
+
+
+SIZES = [None, [(40, 60), (31, 17)], torch.tensor([[40, 60], [31, 17]])]
+
+
+def random_logits() -> torch.Tensor:
+    return torch.randn(2, 5, 9, 13, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("sizes", SIZES)
+def test_logits_become_labels_at_the_sizes_asked_for(sizes: Any) -> None:
+    logits = random_logits()
+    found = post_process_semantic_segmentation(logits, sizes)
+    assert [one.dtype for one in found] == [torch.int64] * 2
+    for number, labels in enumerate(found):
+        expected = logits[number]
+        if sizes is not None:
+            size = tuple(map(int, sizes[number]))
+            expected = torch.nn.functional.interpolate(expected[None], size=size, mode="bilinear")[0]
+        assert labels.shape == expected.shape[1:]
+        assert (labels == expected.argmax(dim=0)).float().mean() > 0.999  # where two classes tie to the last bit
     with pytest.raises(ConfigError, match="1 target sizes for 2 images"):
         post_process_semantic_segmentation(logits, [(4, 4)])
+
+
+@pytest.mark.slow
+def test_transformers_reads_the_panoptic_map_and_makes_the_same_labels_of_logits() -> None:
+    pytest.importorskip("transformers")
+    from transformers.image_transforms import rgb_to_id
+    from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
+
+    for picture in (many_classes(), sofa().panoptic_picture()):
+        assert np.array_equal(rgb_to_id(np.asarray(picture)), panoptic_ids(picture))
+    logits = random_logits()
+    for sizes in SIZES:
+        plain = None if sizes is None else [tuple(map(int, size)) for size in sizes]
+        theirs = SegformerImageProcessor().post_process_semantic_segmentation(SimpleNamespace(logits=logits), plain)
+        for one, other in zip(post_process_semantic_segmentation(logits, sizes), theirs, strict=True):
+            assert one.shape == other.shape
+            assert (one == other).float().mean() > 0.999
 
 
 # GeoTIFF
 
 
-def test_a_geotiff_gives_a_geotiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DPSEG_CACHE", str(tmp_path / "cache"))
-    model, prompts = write_model(tmp_path)
-    photo = np.full((64, 96, 3), (220, 30, 20), np.uint8)
-    photo[:, 48:] = 20, 40, 220
+def test_a_geotiff_gives_a_geotiff(model: str, workplace: Path) -> None:
+    import tifffile
+
+    photo = np.asarray(halves(96, 64))
     tifffile.imwrite("field.tif", photo, photometric="rgb", extratags=GEO)
     Image.fromarray(photo).save("plain.png")
-    command = ["predict", "field.tif", "plain.png", "--model", model, "--prompts", prompts, "--out", "out"]
+    command = ["predict", "field.tif", "plain.png", "--model", model, *COLOUR_REFERENCES, "--out", "out"]
     assert run([*command, "--format", "tiff,png"]) == 0
     assert len(list(Path("out").iterdir())) == 4
     for stem, tags in (("field", GEO), ("plain", [])):
@@ -265,7 +319,6 @@ def test_a_geotiff_gives_a_geotiff(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert (file.geotiff_metadata or {}).get("ProjectedCSTypeGeoKey") == (32633 if tags else None)
 
 
-def test_formats_of_tiles_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert run(["predict", str(tmp_path / "a.png"), "--text", "cat", "--tile", "64", "--format", "tiff"]) == 2
-    assert "the labels are a TIFF already; give the format 'png'" in capsys.readouterr().err
+def test_tiles_do_not_go_with_the_format_tiff(workplace: Path, refused: Any) -> None:
+    said = refused("predict", "photos", "--text", "cat", "--tile", "64", "--format", "tiff")
+    assert "the labels are a TIFF already; give the format 'png'" in said

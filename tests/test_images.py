@@ -1,34 +1,60 @@
+"""Anything that is an image becomes an RGB photo, the right way up; masks keep their values; patterns name files."""
+
+from __future__ import annotations
+
 import errno
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 
 from dpseg import images
 from dpseg.errors import ImageError
-from dpseg.images import load_image, to_tensor
+from dpseg.images import find_images, load_image, read_mask, to_tensor
+from support.pictures import COFFEE
+
+PIXELS = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2
+"""All different."""
+
+STORED = {
+    1: PIXELS,
+    2: PIXELS[:, ::-1],
+    3: PIXELS[::-1, ::-1],
+    4: PIXELS[::-1],
+    5: PIXELS.transpose(1, 0, 2),
+    6: np.rot90(PIXELS, 1),
+    7: PIXELS[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(PIXELS, -1),
+}
+"""EXIF orientation -> how the pixels lie in the file."""
 
 
-@pytest.fixture
-def pixels() -> np.ndarray:
-    """(5, 7, 3) uint8, all different."""
-    return np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2
+def pixels_of(source: Any) -> npt.NDArray[np.uint8]:
+    image = load_image(source)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A JPEG of noise, 80 x 60, whose every byte matters."""
-    path = tmp_path / "photo.jpg"
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path, quality=90)
-    return path
+def greys_of(source: Any) -> list[int]:
+    """The first row, which is grey."""
+    pixels = pixels_of(source)
+    assert (pixels == pixels[..., :1]).all()
+    return list(pixels[0, :, 0].tolist())
 
 
-def error_of(source) -> str:
+def orientation(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+def error_of(source: Any) -> str:
     """Returns the text of the ImageError that loading raises, which must be one line."""
     with pytest.raises(ImageError) as info:
         load_image(source)
@@ -36,125 +62,96 @@ def error_of(source) -> str:
     return str(info.value)
 
 
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A JPEG of noise, 80 x 60, whose every byte matters."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg", quality=90)
+    return tmp_path / "photo.jpg"
+
+
 # What an image may be
 
 
-def test_path_string_pil_array_and_tensor_give_the_same_picture(tmp_path, pixels):
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels).save(path)
-    tensor = torch.from_numpy(pixels)
-    sources = [path, str(path), Image.open(path), pixels, tensor, tensor.permute(2, 0, 1)]
-    sources += [
-        pixels / 255,
-        (tensor.permute(2, 0, 1) / 255).double(),
-        pixels.astype(np.int64),
-        pixels * np.uint16(257),
-    ]
+def test_path_string_pil_array_and_tensor_give_the_same_picture(tmp_path: Path) -> None:
+    path, tensor = tmp_path / "a.png", torch.from_numpy(PIXELS)
+    Image.fromarray(PIXELS).save(path)
+    floats = tensor.permute(2, 0, 1) / 255
+    sources = [path, str(path), Image.open(path), PIXELS, tensor, tensor.permute(2, 0, 1), PIXELS / 255]
+    sources += [floats.double(), floats.clone().requires_grad_(), PIXELS.astype(np.int64), PIXELS * np.uint16(257)]
     for source in sources:
-        image = load_image(source)
-        assert image.mode == "RGB"
-        assert np.array_equal(np.asarray(image), pixels)
+        assert np.array_equal(pixels_of(source), PIXELS)
+    assert np.abs(pixels_of(floats.bfloat16()).astype(int) - PIXELS).max() <= 1
+    back = to_tensor(Image.fromarray(PIXELS))
+    assert (back.shape, back.dtype) == ((3, 5, 7), torch.float32)
+    assert torch.equal((back * 255).round().byte(), tensor.permute(2, 0, 1))
 
 
-def test_low_precision_and_gradient_tensors_are_accepted(pixels):
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-    half = np.asarray(load_image(tensor.bfloat16()))
-    assert np.abs(half.astype(int) - pixels).max() <= 1
-    assert np.array_equal(np.asarray(load_image(tensor.requires_grad_())), pixels)
-
-
-def test_grey_arrays_of_one_channel_or_none():
+def test_grey_arrays_of_one_channel_or_none() -> None:
     grey = np.array([[0, 100, 255]], dtype=np.uint8)
-    expected = np.repeat(grey[..., None], 3, axis=2)
     for source in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None]):
-        assert np.array_equal(np.asarray(load_image(source)), expected)
-    assert np.asarray(load_image(grey > 50))[0, :, 0].tolist() == [0, 255, 255]
+        assert greys_of(source) == [0, 100, 255]
+    assert greys_of(grey > 50) == [0, 255, 255]
+    assert greys_of(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))) == [0, 128, 255]
+    assert greys_of(np.array([[-0.0005, 1.0005]])) == [0, 255]  # a slight overshoot is clipped
 
 
-def test_transparency_is_laid_over_white():
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], dtype=np.uint8)
-    expected = [[255, 0, 0], [255, 255, 255], [204, 204, 204]]
-    assert np.asarray(load_image(rgba))[0].tolist() == expected
-    assert np.asarray(load_image(Image.fromarray(rgba)))[0].tolist() == expected
-
-
-def test_palette_with_a_transparent_index(tmp_path):
+    for source in (rgba, Image.fromarray(rgba)):
+        assert pixels_of(source)[0].tolist() == [[255, 0, 0], [255, 255, 255], [204, 204, 204]]
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 200, 100, 0] + [0] * 762)
     picture.putdata([0, 1])
     picture.save(tmp_path / "p.png", transparency=1)
-    assert np.asarray(load_image(tmp_path / "p.png"))[0].tolist() == [[10, 20, 30], [255, 255, 255]]
+    assert pixels_of(tmp_path / "p.png")[0].tolist() == [[10, 20, 30], [255, 255, 255]]
     picture.save(tmp_path / "q.png")
-    assert np.asarray(load_image(tmp_path / "q.png"))[0].tolist() == [[10, 20, 30], [200, 100, 0]]
+    assert pixels_of(tmp_path / "q.png")[0].tolist() == [[10, 20, 30], [200, 100, 0]]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "YCbCr", "HSV"])
-def test_other_colour_modes_become_rgb(mode):
-    image = load_image(Image.new("RGB", (4, 3), "white").convert(mode))
-    assert (image.mode, image.size) == ("RGB", (4, 3))
-    assert np.asarray(image).min() >= 254
-
-
-def test_cmyk_jpeg(tmp_path):
+def test_other_colour_modes_become_rgb(tmp_path: Path) -> None:
+    for mode in ("1", "L", "LA", "CMYK", "YCbCr", "HSV"):
+        white = pixels_of(Image.new("RGB", (4, 3), "white").convert(mode))
+        assert white.shape == (3, 4, 3)
+        assert white.min() >= 254
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg")
-    red, green, blue = np.asarray(load_image(tmp_path / "c.jpg")).mean((0, 1))
+    red, green, blue = pixels_of(tmp_path / "c.jpg").mean((0, 1))
     assert red > 240
-    assert green < 15
-    assert blue < 15
+    assert max(green, blue) < 15
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_files_are_scaled_by_their_whole_range(tmp_path, suffix):
+def test_sixteen_bit_files_are_scaled_by_their_whole_range(tmp_path: Path) -> None:
     values = np.array([[0, 257 * 10, 32768, 65535]], dtype=np.uint16)
-    path = tmp_path / f"deep.{suffix}"
-    Image.fromarray(values).save(path)
-    assert np.asarray(load_image(path))[0, :, 0].tolist() == [0, 10, 128, 255]
-    assert np.asarray(load_image(Image.fromarray(values.astype(np.int32))))[0, :, 0].tolist() == [0, 10, 128, 255]
-
-
-def test_float_picture():
-    assert np.asarray(load_image(Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))))[0, :, 1].tolist() == [
-        0,
-        128,
-        255,
-    ]
+    for suffix in ("png", "tif"):
+        Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+        assert greys_of(tmp_path / f"deep.{suffix}") == [0, 10, 128, 255]
+    assert greys_of(Image.fromarray(values.astype(np.int32))) == [0, 10, 128, 255]
 
 
 # EXIF
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed_once(tmp_path, pixels, orientation):
-    stored = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2),
-        6: np.rot90(pixels, 1),
-        7: pixels[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(pixels, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+@pytest.mark.parametrize("number", STORED)
+def test_exif_orientation_is_obeyed_once(tmp_path: Path, number: int) -> None:
     for suffix in ("png", "tif"):
         path = tmp_path / f"turned.{suffix}"
-        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
+        Image.fromarray(np.ascontiguousarray(STORED[number])).save(path, exif=orientation(number))
         image = load_image(path)
-        assert np.array_equal(np.asarray(image), pixels)
-        assert np.array_equal(np.asarray(load_image(image)), pixels)
+        assert np.array_equal(np.asarray(image), PIXELS)
+        assert np.array_equal(pixels_of(image), PIXELS)
+    grey = np.ascontiguousarray(STORED[number][..., 0])
+    Image.fromarray(grey).save(tmp_path / "mask.png", exif=orientation(number))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), PIXELS[..., 0])
 
 
-def test_the_callers_picture_is_left_alone(pixels):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    source = Image.fromarray(pixels)
-    source.info["exif"] = exif.tobytes()
+def test_the_callers_picture_is_left_alone() -> None:
+    source = Image.fromarray(PIXELS)
+    source.info["exif"] = orientation(6).tobytes()
     assert load_image(source).size == (5, 7)
     assert source.size == (7, 5)
 
 
-def test_damaged_exif_is_no_reason_to_refuse(tmp_path, photo):
+def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path, photo: Path) -> None:
     data = photo.read_bytes()
     segment = b"Exif\x00\x00MM\x00\x2a\xff\xff\xff\xff"
     path = tmp_path / "odd.jpg"
@@ -165,19 +162,14 @@ def test_damaged_exif_is_no_reason_to_refuse(tmp_path, photo):
 # What cannot be read
 
 
-def test_missing_file_folder_and_empty_file(tmp_path):
-    assert error_of(tmp_path / "no.jpg") == f"{tmp_path / 'no.jpg'}: no such file; check the path"
-    assert "is a folder" in error_of(tmp_path)
+def test_what_is_no_picture_file_is_said(tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty.png").touch()
-    assert "empty.png: the file is empty" in error_of(tmp_path / "empty.png")
-
-
-def test_a_text_file_is_not_a_picture(tmp_path):
     (tmp_path / "notes.jpg").write_text("not a picture")
+    assert error_of(tmp_path / "no.jpg") == f"{tmp_path / 'no.jpg'}: no such file; check the path"
+    assert f"{tmp_path}: is a folder" in error_of(tmp_path)
+    assert "empty.png: the file is empty" in error_of(tmp_path / "empty.png")
     assert "notes.jpg: not a picture" in error_of(tmp_path / "notes.jpg")
 
-
-def test_unreadable_file(photo, monkeypatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(photo))
 
@@ -186,7 +178,7 @@ def test_unreadable_file(photo, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "tif"])
-def test_truncated_files_are_refused_not_half_grey(tmp_path, photo, suffix):
+def test_truncated_files_are_refused_not_half_grey(tmp_path: Path, photo: Path, suffix: str) -> None:
     path = tmp_path / f"cut.{suffix}"
     load_image(photo).save(path)
     data = path.read_bytes()
@@ -194,41 +186,35 @@ def test_truncated_files_are_refused_not_half_grey(tmp_path, photo, suffix):
     for kept in (0.02, 0.3, 0.6, 0.95):
         path.write_bytes(data[: int(len(data) * kept)])
         assert f"cut.{suffix}" in error_of(path)
-
-
-def test_a_truncated_pil_image_names_its_file(tmp_path, photo):
     photo.write_bytes(photo.read_bytes()[:2000])
     assert "photo.jpg: truncated" in error_of(Image.open(photo))
 
 
-def test_enormous_pictures_are_refused_before_decoding(tmp_path):
+@pytest.mark.parametrize("side", [10_001, 60_000])  # within and above Pillow's own limit
+def test_enormous_pictures_are_refused_before_decoding(tmp_path: Path, side: int) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    for side in (10_001, 60_000):  # within and above Pillow's own limit
-        path = tmp_path / "huge.png"
-        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-        text = error_of(path)
-        assert "huge.png" in text
-        assert "100,000,000" in text
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    text = error_of(tmp_path / "huge.png")
+    assert "huge.png" in text
+    assert "100,000,000" in text
 
 
-def test_the_limit_holds_for_arrays_and_pil_images_too(monkeypatch):
+def test_the_limit_holds_for_arrays_and_pil_images_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     assert load_image(np.zeros((10, 10, 3), np.uint8)).size == (10, 10)
     assert "11 x 10 = 110 pixels" in error_of(np.zeros((10, 11, 3), np.uint8))
     assert "11 x 10 = 110 pixels" in error_of(Image.new("RGB", (11, 10)))
 
 
-@pytest.mark.parametrize("source", [Image.new("RGB", (0, 5)), np.zeros((5, 0, 3), np.uint8), torch.zeros(3, 0, 0)])
-def test_pictures_without_pixels(source):
-    assert "both sides must be at least 1" in error_of(source)
-
-
 @pytest.mark.parametrize(
     ("source", "part"),
     [
+        (Image.new("RGB", (0, 5)), "both sides must be at least 1"),
+        (np.zeros((5, 0, 3), np.uint8), "both sides must be at least 1"),
+        (torch.zeros(3, 0, 0), "both sides must be at least 1"),
         (np.zeros((4, 5, 2), np.uint8), "shape (4, 5, 2)"),
         (np.zeros((3, 4, 5), np.uint8), "shape (3, 4, 5)"),
         (torch.zeros(1, 3, 4, 5), "shape (1, 3, 4, 5)"),
@@ -243,16 +229,83 @@ def test_pictures_without_pixels(source):
         (b"bytes", "bytes is not an image"),
     ],
 )
-def test_values_and_shapes_that_mean_no_picture(source, part):
+def test_values_and_shapes_that_mean_no_picture_are_refused(source: Any, part: str) -> None:
     assert part in error_of(source)
 
 
-def test_slight_overshoot_of_floats_is_clipped():
-    assert np.asarray(load_image(np.array([[-0.0005, 1.0005]])))[0, :, 0].tolist() == [0, 255]
+# Masks
 
 
-def test_to_tensor(pixels):
-    tensor = to_tensor(Image.fromarray(pixels))
-    assert tensor.shape == (3, 5, 7)
-    assert tensor.dtype == torch.float32
-    assert torch.equal((tensor * 255).round().byte(), torch.from_numpy(pixels).permute(2, 0, 1))
+def test_masks_keep_their_stored_values(tmp_path: Path) -> None:
+    labels = np.array([[0, 3, 255], [7, 1, 2]], dtype=np.uint8)
+    deep = np.array([[0, 846, 65535]], dtype=np.uint16)
+    rgba = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    rgba[..., 3] = 0
+    rgba[1, 2, 3] = 255  # a cut-out is masked by its transparency
+    grey = Image.fromarray(labels)
+    palette = grey.copy()
+    palette.putpalette([9] * 768)
+    kinds = [(picture, labels) for picture in (grey, palette, grey.convert("RGB"), grey.convert("RGBA"))]
+    kinds += [(Image.fromarray(deep), deep), (Image.fromarray(deep > 500), deep > 500)]
+    for picture, expected in [*kinds, (Image.fromarray(rgba), rgba[..., 3])]:
+        picture.save(tmp_path / "mask.png")
+        mask = read_mask(tmp_path / "mask.png")
+        assert mask.dtype == (np.int32 if expected is deep else np.uint8)
+        assert np.array_equal(mask, expected)
+
+
+def test_colour_and_missing_masks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"coffee.jpg: a mask holds one value a pixel, this is in colour \(RGB\)"):
+        read_mask(COFFEE)
+    with pytest.raises(ImageError, match="no such file"):
+        read_mask(tmp_path / "no.png")
+
+
+# Files, folders and globs
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare").mkdir()
+    names = ["b.jpg", "a.PNG", "notes.txt", "sub/c.webp", "sub/deep/d.tiff", ".hidden.jpg", ".cache/e.jpg"]
+    for name in [*names, "odd[1].jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["."], ["a.PNG", "b.jpg", "odd[1].jpg", "sub/c.webp", "sub/deep/d.tiff"]),
+        (
+            ["sub", "*.jpg", "b.jpg", "**/*.tiff", "odd[1].jpg"],
+            ["b.jpg", "odd[1].jpg", "sub/c.webp", "sub/deep/d.tiff"],
+        ),
+        (["b.jpg", "./b.jpg", "sub/../b.jpg"], ["b.jpg"]),
+        (["notes.txt"], ["notes.txt"]),  # a file that is named is taken whatever its ending
+    ],
+)
+def test_files_folders_and_globs_are_searched_whole_and_each_picture_counts_once(
+    folder: Path, patterns: list[str], names: list[str]
+) -> None:
+    assert find_images(patterns) == [Path(name) for name in names]
+    absolute = [folder / pattern if number % 2 else f"{folder}/{pattern}" for number, pattern in enumerate(patterns)]
+    assert [path.resolve() for path in find_images([*absolute, *patterns])] == [
+        folder.resolve() / name for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"),
+    [
+        ("no.jpg", "no.jpg: no such file or folder"),
+        ("*.bmp", r"\*.bmp: matches no pictures"),
+        ("*.txt", r"\*.txt: matches no pictures"),
+        ("bare", "bare: the folder holds no pictures"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(folder: Path, pattern: str, part: str) -> None:
+    with pytest.raises(ImageError, match=part):
+        find_images([folder / "b.jpg", str(folder / pattern)])
