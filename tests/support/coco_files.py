@@ -8,8 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from dpseg.data.coco import CocoSet
-
 
 def box(left: int, top: int, right: int, bottom: int) -> list[list[float]]:
     return [[left, top, right, top, right, bottom, left, bottom]]
@@ -31,8 +29,12 @@ def write(path: Path, images: list[Any], categories: list[Any], annotations: lis
     return path
 
 
-def one(tmp_path: Path, segmentation: Any, **fields: Any) -> CocoSet:
-    """Writes a file with one photo and one annotation."""
-    photo(tmp_path / "a.jpg")
-    annotation = {"id": 5, "image_id": 1, "category_id": 3, "segmentation": segmentation, **fields}
-    return CocoSet(write(tmp_path / "one.json", [image(1, "a.jpg")], [{"id": 3, "name": "cat"}], [annotation]))
+def objects(folder: Path, *shapes: tuple[str, Any]) -> Path:
+    """Writes the photo a.jpg of 8 x 4 pixels, and one.json with the objects on it: name of the class, and outline."""
+    photo(folder / "a.jpg")
+    categories = [{"id": number, "name": name} for number, (name, _) in enumerate(shapes)]
+    annotations = [
+        {"id": 5 + number, "image_id": 1, "category_id": number, "segmentation": outline}
+        for number, (_, outline) in enumerate(shapes)
+    ]
+    return write(folder / "one.json", [image(1, "a.jpg")], categories, annotations)
