@@ -1,16 +1,27 @@
-"""The confusion matrix against hand-computed cases and scikit-learn."""
+"""What is counted of labels: pixels, outlines, regions by size, and the classes that training had."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, jaccard_score
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
 
+from dpseg.config import ModelConfig
+from dpseg.data.vocabularies import load_vocabulary
 from dpseg.errors import DataError
+from dpseg.evaluation.boundary import BoundaryCounts, boundary_labels, close_rims, match, tolerance
 from dpseg.evaluation.metrics import ConfusionMatrix
+from dpseg.evaluation.seen import NAMES_FILE, by_seen, seen_classes, training_names
+from dpseg.evaluation.sizes import SizeCounts
 
 
 def test_hand_computed_case() -> None:
@@ -27,96 +38,218 @@ def test_hand_computed_case() -> None:
     assert matrix.frequency_weighted_iou == pytest.approx((2 / 3 + 3 / 2 + 2 / 3) / 7)
 
 
-def test_one_matrix_over_the_set_and_not_the_mean_of_images() -> None:
-    """Class b has one wrong pixel in the first image and 99 right ones in the second."""
+CLASSES = "abcd"
+PIXELS = st.lists(st.tuples(st.sampled_from([*range(4), 255]), st.integers(-1, 3)), min_size=1, max_size=30)
+
+
+@given(st.lists(PIXELS, min_size=1, max_size=4), st.sets(st.integers(0, 3), max_size=3), st.integers(0, 4))
+def test_every_figure_is_that_of_a_plain_count_over_all_images_however_they_are_shared(
+    images: list[list[tuple[int, int]]], ignore: set[int], first: int
+) -> None:
+    whole, left, right = (ConfusionMatrix(CLASSES, ignore=ignore) for _ in range(3))
+    for number, image in enumerate(images):
+        truth, guess = np.array(image).T
+        whole.update(truth.astype(np.uint8), guess)
+        (left if number < first else right).update(truth.astype(np.uint8), guess)
+    counts = Counter(pair for image in images for pair in image if pair[0] != 255 and pair[0] not in ignore)
+    assert whole.counts.tolist() == [[counts[k, guess] for guess in (0, 1, 2, 3, -1)] for k in range(4)]
+    assert np.array_equal(left.merge(right).counts, whole.counts)
+    assert whole.pixels == counts.total()
+    if not counts:
+        with pytest.raises(DataError, match="no pixel was counted"):
+            _ = whole.mean_iou
+        return
+    ours, theirs = Counter(k for k, _ in counts.elements()), Counter(guess for _, guess in counts.elements())
+    iou = {k: counts[k, k] / (ours[k] + theirs[k] - counts[k, k]) for k in range(4) if ours[k] or theirs[k]}
+    assert {k: value for k, value in enumerate(whole.iou.tolist()) if not math.isnan(value)} == pytest.approx(iou)
+    figures = json.loads(json.dumps(whole.to_json(), allow_nan=False))
+    assert figures == {
+        "miou": pytest.approx(sum(iou[k] for k in ours) / len(ours)),
+        "pixel_accuracy": pytest.approx(sum(counts[k, k] for k in range(4)) / counts.total()),
+        "mean_accuracy": pytest.approx(sum(counts[k, k] / ours[k] for k in ours) / len(ours)),
+        "frequency_weighted_iou": pytest.approx(sum(ours[k] * iou[k] for k in ours) / counts.total()),
+        "pixels": counts.total(),
+        "classes": 4,
+        "classes_in_truth": len(ours),
+        "ignored": [CLASSES[k] for k in sorted(ignore)],
+        "per_class": {
+            CLASSES[k]: {
+                "iou": pytest.approx(iou[k]),
+                "recall": pytest.approx(counts[k, k] / ours[k]),
+                "pixels": ours[k],
+            }
+            for k in ours
+        },
+    }
+
+
+def test_labels_and_classes_that_cannot_be_are_refused() -> None:
     matrix = ConfusionMatrix(["a", "b"])
-    matrix.update(np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0]))
-    matrix.update(np.full(99, 1), np.full(99, 1))
-    assert matrix.mean_iou == pytest.approx((3 / 4 + 99 / 100) / 2)
-    mean_of_images = ((3 / 4 + 0) / 2 + 1) / 2
-    assert abs(matrix.mean_iou - mean_of_images) > 0.1
-
-
-def test_only_classes_of_the_truth_are_averaged() -> None:
-    matrix = ConfusionMatrix(["a", "b", "never", "only guessed"])
-    matrix.update(np.array([0, 0, 1, 1]), np.array([0, 3, 1, 1]))
-    assert matrix.mean_iou == pytest.approx((1 / 2 + 1) / 2)
-    assert math.isnan(matrix.iou[2])
-    assert matrix.iou[3] == 0
-    assert set(matrix.to_json()["per_class"]) == {"a", "b"}
-
-
-def test_none_counts_against_the_truth_and_for_no_class() -> None:
-    matrix = ConfusionMatrix(["a", "b"])
-    matrix.update(np.array([0, 0, 1, 1]), np.array([0, -1, 1, 1]))
-    assert matrix.iou.tolist() == [0.5, 1.0]
-    assert matrix.pixel_accuracy == 0.75
-    assert matrix.matrix.sum() == 3
-    assert matrix.pixels == 4
-
-
-def test_ignored_truth_is_not_counted() -> None:
-    truth = np.array([0, 0, 1, 2, 255])
-    guess = np.array([1, 2, 1, 0, 77])
-    counted = ConfusionMatrix(["background", "a", "b"], ignore={0})
-    counted.update(truth, guess)
-    assert counted.pixels == 2
-    assert counted.mean_iou == pytest.approx((1 + 0) / 2)  # a: right; b: taken for background
-    assert counted.to_json()["ignored"] == ["background"]
-
-
-def test_against_scikit_learn_on_random_labels() -> None:
-    rng = np.random.default_rng(0)
-    matrix = ConfusionMatrix([f"c{k}" for k in range(7)])
-    truths, guesses = [], []
-    for _ in range(5):
-        truth = rng.integers(0, 7, (30, 41)).astype(np.uint8)
-        truth[rng.random((30, 41)) < 0.1] = 255
-        guess = np.where(rng.random((30, 41)) < 0.6, truth, rng.integers(0, 7, (30, 41))).astype(np.int32)
-        guess[guess == 255] = 3
-        matrix.update(truth, guess)
-        truths.append(truth[truth != 255])
-        guesses.append(guess[truth != 255])
-    truth, guess = np.concatenate(truths), np.concatenate(guesses)
-    assert np.array_equal(matrix.matrix, confusion_matrix(truth, guess, labels=range(7)))
-    assert matrix.mean_iou == pytest.approx(jaccard_score(truth, guess, average="macro"))
-    assert matrix.frequency_weighted_iou == pytest.approx(jaccard_score(truth, guess, average="weighted"))
-
-
-def test_merge_equals_counting_everything_at_once() -> None:
-    rng = np.random.default_rng(1)
-    truth, guess = rng.integers(0, 4, (2, 200))
-    halves = [ConfusionMatrix("abcd", ignore={2}) for _ in range(2)]
-    whole = ConfusionMatrix("abcd", ignore={2})
-    whole.update(truth, guess)
-    for half, part in zip(halves, (slice(0, 90), slice(90, None)), strict=True):
-        half.update(truth[part], guess[part])
-    assert np.array_equal(halves[0].merge(halves[1]).counts, whole.counts)
-    with pytest.raises(DataError, match="like with like"):
-        whole.merge(ConfusionMatrix("abcd"))
-
-
-def test_json_is_plain_and_complete() -> None:
-    matrix = ConfusionMatrix(["a", "b"])
-    matrix.update(np.array([0, 1, 1]), np.array([0, 1, 0]))
-    data = json.loads(json.dumps(matrix.to_json(), allow_nan=False))
-    assert data["miou"] == pytest.approx(0.5)
-    assert data["per_class"]["b"] == {"iou": 0.5, "recall": 0.5, "pixels": 2}
-    assert data["classes_in_truth"] == 2
-
-
-def test_wrong_input_is_refused() -> None:
-    matrix = ConfusionMatrix(["a", "b"])
-    with pytest.raises(DataError, match="shape"):
-        matrix.update(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    with pytest.raises(DataError, match="prediction holds values from 0 to 2"):
-        matrix.update(np.array([0, 1]), np.array([0, 2]))
-    with pytest.raises(DataError, match="truth holds values from 0 to 9"):
-        matrix.update(np.array([0, 9]), np.array([0, 1]))
+    for truth, guess, message in (
+        (np.zeros((2, 3), int), np.zeros((3, 2), int), "shape"),
+        (np.array([0, 1]), np.array([0, 2]), "prediction holds values from 0 to 2"),
+        (np.array([0, 9]), np.array([0, 1]), "truth holds values from 0 to 9"),
+    ):
+        with pytest.raises(DataError, match=message):
+            matrix.update(truth, guess)
+    matrix.update(np.array([255]), np.array([77]))  # where the truth is ignored, anything may be
     assert matrix.pixels == 0
-    with pytest.raises(DataError, match="no pixel was counted"):
-        _ = matrix.mean_iou
     with pytest.raises(DataError, match="cannot ignore class 2"):
         ConfusionMatrix(["a", "b"], ignore={2})
     with pytest.raises(DataError, match="at least one name"):
         ConfusionMatrix([])
+
+
+@pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryCounts, SizeCounts])
+def test_counts_of_parts_merge_to_those_of_the_whole_and_only_like_with_like(kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 3, (2, 50, 70)) for _ in range(4)]
+    parts, whole = [kind("abc") for _ in photos], kind("abc")
+    for part, (truth, guess) in zip(parts, photos, strict=True):
+        part.update(truth, guess)
+        whole.update(truth, guess)
+    assert np.array_equal(parts[3].merge(parts[1]).merge(parts[0].merge(parts[2])).counts, whole.counts)
+    for other in (kind("ab"), kind("abc", ignore={0}), kind("abc", 254)):
+        with pytest.raises(DataError, match="like with like"):
+            whole.merge(other)
+    written = json.loads(json.dumps(whole.to_json(), allow_nan=False))
+    if kind is BoundaryCounts:
+        assert set(written["per_class"]) == {"a", "b", "c"}
+        assert written["f_score"] == whole.mean_f_score
+    if kind is SizeCounts:
+        assert "small" in written
+        assert sum(size["pixels"] for size in written.values()) == 4 * 50 * 70
+
+
+def halves(width: int, left: int) -> NDArray[np.int32]:
+    """A photo of 40 rows, class 0 in so many columns on the left, class 1 in the others."""
+    labels = np.ones((40, width), dtype=np.int32)
+    labels[:, :left] = 0
+    return labels
+
+
+def boundaries(truth: NDArray[np.int32], guess: NDArray[np.int32], **options: Any) -> BoundaryCounts:
+    counts = BoundaryCounts(["a", "b"], **options)
+    counts.update(truth, guess)
+    return counts
+
+
+def test_an_outline_within_the_tolerance_is_right_and_one_beyond_it_is_wrong() -> None:
+    assert tolerance(40, 40) == 1  # 0.75 % of 56.6 pixels, rounded up
+    assert [tolerance(*size) for size in ((480, 640), (300, 400), (1, 1))] == [6, 4, 1]
+    for shift, expected in ((0, 1.0), (1, 1.0), (2, 0.0)):
+        counts = boundaries(halves(40, 20), halves(40, 20 + shift))
+        assert counts.f_score.tolist() == [expected, expected]
+        assert counts.counts[:, 0].tolist() == [40, 40]  # one pixel a row on each side
+    guess = halves(40, 20)
+    guess[:, 35:] = 0  # a second outline, 40 pixels of each class
+    counts = boundaries(halves(40, 20), guess)
+    assert counts.recall.tolist() == [1.0, 1.0]
+    assert counts.precision.tolist() == [0.5, 0.5]
+    assert counts.mean_f_score == pytest.approx(2 * 0.5 / 1.5)
+
+
+def test_outlines_towards_uncounted_pixels_are_none_and_none_is_no_class_but_ends_one() -> None:
+    truth = halves(40, 20)
+    truth[:, 20:] = 255
+    counts = boundaries(truth, halves(40, 20))
+    assert not counts.counts.any()
+    assert counts.mean_f_score is None
+    assert not boundaries(halves(40, 20), halves(40, 30), ignore={1}).counts.any()
+    guess = halves(40, 20)
+    guess[guess == 1] = -1
+    counts = boundaries(halves(40, 20), guess)
+    assert counts.counts.tolist() == [[40, 40, 40, 40], [40, 0, 0, 0]]
+    assert counts.f_score.tolist() == [1.0, 0.0]
+
+
+def test_narrow_unlabelled_rims_are_closed_and_wide_ones_are_not() -> None:
+    truth = np.zeros((60, 200), dtype=np.int32)
+    truth[:, 100:] = 1
+    narrow, wide = truth.copy(), truth.copy()
+    narrow[:, 98:102] = 255
+    wide[:, 80:120] = 255
+    assert np.array_equal(close_rims(narrow, 255, 2), truth)
+    assert np.array_equal(close_rims(wide, 255, 2), wide)
+    assert boundaries(narrow, truth).f_score.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_outlines_are_matched_as_distances_on_random_regions_say(reach: int) -> None:
+    rng = np.random.default_rng(reach)
+    truth, guess = (
+        ndimage.zoom(rng.integers(0, 4, (8, 10)), 6, order=0).astype(np.int32) for _ in range(2)
+    )  # blocks of 6 x 6 pixels
+    guess = np.where(rng.random(guess.shape) < 0.7, np.roll(truth, 1, axis=0), guess)
+    everywhere = np.ones(truth.shape, dtype=bool)
+    one, other = boundary_labels(truth, everywhere), boundary_labels(guess, everywhere)
+    values, met = match(one, other, reach)
+    for value in range(4):
+        distance = ndimage.distance_transform_edt(other != value)
+        assert (values == value).sum() == (one == value).sum()
+        assert met[values == value].sum() == (distance[one == value] <= reach).sum()
+
+
+def test_areas_are_sorted_into_the_ranges_of_coco() -> None:
+    truth = np.zeros((200, 400), dtype=np.int32)
+    truth[0:31, 0:33] = 1  # 1023 pixels: small
+    truth[0:32, 100:132] = 1  # 1024: medium
+    truth[50:145, 0:97] = 1  # 9215: medium
+    truth[50:146, 100:196] = 1  # 9216: large
+    counts = SizeCounts(["background", "a"], ignore={0})
+    counts.update(truth, np.ones_like(truth))
+    assert counts.counts[1, :, 0].tolist() == [1, 2, 1]
+    assert counts.counts[1, :, 2].tolist() == [1023, 1024 + 9215, 9216]
+    assert not counts.counts[0].any()
+    assert counts.found.tolist() == [1, 1, 1]
+
+
+def test_more_than_half_is_found_and_half_is_not() -> None:
+    truth = np.zeros((30, 60), dtype=np.int32)
+    truth[5:15, 5:15] = truth[5:15, 25:35] = truth[5:15, 45:55] = 1
+    guess = np.zeros_like(truth)
+    guess[5:15, 5:10] = 1  # half
+    guess[5:15, 25:31] = 1  # six tenths
+    guess[0:20, 45:60] = 1  # all, and more
+    counts = SizeCounts(["a", "b"])
+    counts.update(truth, guess)
+    assert counts.counts[1, 0].tolist() == [3, 2, 300, 210]
+    assert counts.counts[0, 1].tolist() == [1, 1, 1500, 1500 - 20 * 15 + 100]
+    assert counts.recall[:2].tolist() == pytest.approx([0.7, 1300 / 1500])
+    assert counts.found[:2].tolist() == pytest.approx([2 / 3, 1])
+
+
+def test_regions_touch_at_corners_and_end_at_unlabelled_pixels_and_recall_is_a_mean_over_classes() -> None:
+    truth = np.full((10, 10), 255, dtype=np.int32)
+    truth[0:3, 0:3] = truth[3:6, 3:6] = 0
+    truth[8:, 8:] = 0
+    counts = SizeCounts(["a"])
+    counts.update(truth, np.zeros_like(truth))
+    assert counts.counts[0, 0].tolist() == [2, 2, 22, 22]
+    counts = SizeCounts(["a", "b", "c"])
+    counts.update(np.array([[0] * 9 + [1]]), np.zeros((1, 10), int))
+    assert counts.recall[0] == pytest.approx((1 + 0) / 2)
+    assert counts.found[0] == pytest.approx(1 / 2)
+
+
+def test_a_name_or_a_synonym_makes_a_class_seen_whatever_its_case() -> None:
+    seen = seen_classes(["Couch, sofa", "sofa bed", "mug", "TV, television"], ["sofa", "cup, mug", "tv"])
+    assert seen.tolist() == [True, False, True, True]
+    training = load_vocabulary("cocostuff171")
+    assert seen_classes(load_vocabulary("voc20"), training).all()
+    assert 0.2 < seen_classes(load_vocabulary("ade150"), training).mean() < 0.8
+    matrix = ConfusionMatrix(["a", "b", "c", "never"])
+    matrix.update(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 2, 2, 1]))
+    split = by_seen(matrix, np.array([True, False, False, True]))
+    assert split["seen"] == {"miou": 1.0, "classes": 1}
+    assert split["unseen"] == {"miou": pytest.approx(1 / 3), "classes": 2}
+    assert by_seen(matrix, np.ones(4, bool))["unseen"] == {"miou": None, "classes": 0}
+
+
+def test_clip_models_saw_coco_stuff_and_lite_what_its_folder_says(tmp_path: Path) -> None:
+    assert training_names(ModelConfig(encoder="base"), None) == load_vocabulary("cocostuff171")
+    lite = ModelConfig(encoder="lite")
+    assert training_names(lite, None) is None
+    assert training_names(lite, tmp_path) is None
+    (tmp_path / NAMES_FILE).write_text("# names\ncat\ncouch, sofa\n")
+    assert training_names(lite, tmp_path) == ["cat", "couch, sofa"]
