@@ -1,18 +1,20 @@
-"""Which photos, pasted objects and categories a training step draws, from photos made here."""
+"""Which photos, pasted objects and categories a training step draws."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from dpseg.config import ModelConfig
 from dpseg.recipe import DataSource, TrainConfig
 from dpseg.training.corpus import IGNORE, NONE, Corpus, LabelledPhoto
+from dpseg.training.loop import Setup, prepare
 from dpseg.training.sampler import Sampler
+from support.tiny_recipe import tiny_recipe
 
-COMMON, RARE, NEVER = 0, 1, 2
+COMMON, RARE = 0, 1
 
 
 def photo(name: int, source: int = 0) -> LabelledPhoto:
@@ -26,44 +28,31 @@ def sampler(photos: list[LabelledPhoto], names: int, vocabularies: list[list[int
     """Draws crops of 32 pixels, as large as the photos."""
     values = {"batch_size": 8, "crop": 32, "photo_size": 32, "scale": [1, 1], "paste": 0, "classes": 2, **changes}
     sources = tuple(DataSource(f"set{number}") for number in range(len(vocabularies)))
-    plain = {"model": {}, "data": [{"name": source.name} for source in sources]}
-    config = TrainConfig.from_dict({**plain, **values})
-    assert config.model == ModelConfig()
-    corpus = Corpus(
-        tuple(map(str, range(names))),
-        tuple(map(tuple, vocabularies)),
-        tuple(map(tuple, vocabularies)),
-        (1.0,) * len(vocabularies),
-        tuple(photos),
-        tuple(p.source for p in photos),
-    )
+    config = TrainConfig.from_dict({"model": {}, "data": [{"name": source.name} for source in sources], **values})
+    own = tuple(map(tuple, vocabularies))
+    shares = (1.0,) * len(vocabularies)
+    corpus = Corpus(tuple(map(str, range(names))), own, own, shares, tuple(photos), tuple(p.source for p in photos))
     return Sampler(corpus, torch.eye(names), config)
-
-
-def drawn(one: Sampler, steps: int) -> Counter[int]:
-    return Counter(index for step in range(steps) for index in one[step].photos)
 
 
 def test_names_are_equally_likely_where_classes_are_balanced() -> None:
     photos = [photo(COMMON) for _ in range(9)] + [photo(RARE)]
-    plain = drawn(sampler(photos, 3, [[0, 1, 2]], class_balanced=0.0), 50)
-    balanced = drawn(sampler(photos, 3, [[0, 1, 2]], class_balanced=1.0), 50)
-    assert 20 < plain[9] < 60  # of 400: one photo of ten
-    assert 160 < balanced[9] < 240  # one name of the two that occur
-    assert set(balanced) == set(range(10))
+
+    def drawn(balanced: float) -> Counter[int]:
+        one = sampler(photos, 3, [[0, 1, 2]], class_balanced=balanced)
+        return Counter(index for step in range(50) for index in one[step].photos)
+
+    assert 20 < drawn(0.0)[9] < 60  # of 400: one photo of ten
+    assert 160 < drawn(1.0)[9] < 240  # one name of the two that occur
+    assert set(drawn(1.0)) == set(range(10))
 
 
 def test_pasted_objects_are_drawn_by_name() -> None:
-    photos = [photo(COMMON) for _ in range(9)] + [photo(RARE)]
-    one = sampler(photos, 3, [[0, 1, 2]], paste=1.0)
-    of_common = [labels for step in range(40) for labels, index in zip(*pasted(one, step), strict=True) if index != 9]
+    one = sampler([photo(COMMON) for _ in range(9)] + [photo(RARE)], 3, [[0, 1, 2]], paste=1.0)
+    batches = [one[step] for step in range(40)]
+    of_common = [labels for batch in batches for labels, i in zip(batch.labels, batch.photos, strict=True) if i != 9]
     with_rare = sum(bool((labels == RARE).any()) for labels in of_common)
     assert with_rare / len(of_common) > 0.4  # two tries with one half each, less those that fell outside or beneath
-
-
-def pasted(one: Sampler, step: int) -> tuple[list[torch.Tensor], list[int]]:
-    batch = one[step]
-    return list(batch.labels), batch.photos
 
 
 def test_categories_are_picked_in_the_given_order() -> None:
@@ -93,6 +82,33 @@ def test_what_pictures_without_masks_may_show_is_not_their_negative() -> None:
 
 
 def test_a_set_without_names_in_its_photos_still_gives_crops() -> None:
-    empty = photo(NONE)
-    batch = sampler([empty, photo(RARE, 1)], 3, [[0], [1, 2]], class_balanced=1.0, paste=1.0)[0]
+    batch = sampler([photo(NONE), photo(RARE, 1)], 3, [[0], [1, 2]], class_balanced=1.0, paste=1.0)[0]
     assert len(batch.photos) == 8
+
+
+def shapes(folder: Path, **changes: object) -> Setup:
+    return prepare(tiny_recipe(folder, **changes), lambda line: None)
+
+
+def test_batches_depend_on_the_step_alone_and_always_decode_what_is_present(tmp_path: Path) -> None:
+    one = shapes(tmp_path).sampler
+    first = one[3]
+    assert not torch.equal(first.images, one[4].images)
+    again = one[3]
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.classes, again.classes)
+    batch = one[0]
+    for labels, classes in zip(batch.labels, batch.classes, strict=True):
+        assert set(labels.unique().tolist()) - {IGNORE, NONE} <= set(classes.tolist())
+        assert len(set(classes.tolist())) == len(classes)
+
+
+def test_crops_keep_their_labels_in_place(tmp_path: Path) -> None:
+    setup = shapes(tmp_path, colour_jitter=0.0)
+    for step in range(4):
+        batch = setup.sampler[step]
+        small = batch.images[:, :, 2::4, 2::4]
+        red = (small[:, 0] > 0.6) & (small[:, 1] < 0.3)
+        inside = batch.labels == setup.corpus.names.index("red square")
+        assert (red == inside).float().mean() > 0.95
+        assert inside.any()
