@@ -9,29 +9,25 @@ from rich.console import Console
 from dpseg.commands.progress import progress
 
 
-def shown(terminal: bool, total: int, lines: bool) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    with progress(console, total, "photos", lines) as step:
+def shown(terminal: bool, total: int, lines: bool = True) -> str:
+    file = io.StringIO()
+    with progress(Console(file=file, force_terminal=terminal, width=100), total, "photos", lines) as step:
         for _ in range(total):
             step()
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return file.getvalue()
 
 
-def test_a_terminal_shows_a_bar_with_a_rate() -> None:
-    text = shown(terminal=True, total=5, lines=True)
+def test_a_terminal_shows_a_bar_with_a_rate_and_only_while_it_runs() -> None:
+    text = shown(terminal=True, total=5)
     assert "5/5" in text
     assert "/s" in text
     assert " left" not in text
+    assert "photos" not in shown(terminal=True, total=1)
 
 
-def test_elsewhere_there_is_a_line_every_tenth() -> None:
-    lines = shown(terminal=False, total=40, lines=True).splitlines()
+def test_elsewhere_there_is_a_line_every_tenth_or_nothing() -> None:
+    lines = shown(terminal=False, total=40).splitlines()
     assert [line.split()[0] for line in lines] == [f"{done}/40" for done in range(4, 41, 4)]
     assert lines[-1].endswith("/s, 0 s left")
-    assert len(shown(terminal=False, total=3, lines=True).splitlines()) == 3
-
-
-def test_elsewhere_without_lines_there_is_nothing() -> None:
+    assert len(shown(terminal=False, total=3).splitlines()) == 3
     assert shown(terminal=False, total=40, lines=False) == ""
-    assert "photos" not in shown(terminal=True, total=1, lines=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def test_a_set_without_names_in_its_photos_still_gives_crops() -> None:
     assert len(batch.photos) == 8
 
 
-def shapes(folder: Path, **changes: object) -> Setup:
+def shapes(folder: Path, **changes: Any) -> Setup:
     return prepare(tiny_recipe(folder, **changes), lambda line: None)
 
 
