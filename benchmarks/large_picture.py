@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from predict_speed import timed
+from speed_memory import run_process
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("cat", "coffee cup, cup", "spoon", "wooden table", "saucer, plate", "wall", "sky", "tree")
@@ -65,8 +65,7 @@ def predict(path: Path, out: Path, tile: int) -> tuple[float, float]:
     """Runs `dpseg predict` and returns its seconds and its peak memory in GB."""
     words = [word for name in NAMES for word in ("--text", name)]
     command = [str(Path(sys.executable).parent / "dpseg"), "predict", str(path), *words, "--tile", str(tile)]
-    seconds, memory, _ = timed([*command, "--out", str(out)])
-    return seconds, memory
+    return run_process([*command, "--out", str(out)])
 
 
 def main() -> int:

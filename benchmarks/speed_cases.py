@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sed_decoder import SEDDecoder
 from torch import Tensor
 
 from dpseg.config import ModelConfig, RefineConfig
@@ -28,10 +29,6 @@ from dpseg.rejection import Rejection
 ROOT = Path(__file__).parent.parent
 ModelName = Literal["base", "lite"]
 
-CROPS = (1, 2, 4)
-"""Regions that Inference II cuts out and encodes: random weights find none by themselves, so they are made up. The
-first number counts against the bounds."""
-
 _QUICK = ModelConfig(
     encoder="tiny", image_size=64, templates=20, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), heads=2
 )
@@ -43,25 +40,21 @@ class Sizes:
     """Numbers of classes, and what early rejection is allowed.
 
     Attributes:
-        few: classes of a short list.
-        usual: of a benchmark such as A-150.
+        usual: classes of a benchmark such as A-150.
         many: of one such as A-847.
-        most: of a very long list.
         rejection: for the rows with early rejection.
         runs: of which the median counts.
         quick: small models on small photos, for a test of the benchmark itself.
     """
 
-    few: int = 20
     usual: int = 150
     many: int = 847
-    most: int = 10_000
     rejection: Rejection = field(default_factory=lambda: Rejection(48, 8))
     runs: int = 3
     quick: bool = False
 
 
-QUICK = Sizes(3, 10, 24, 60, Rejection(4, 2), 1, True)
+QUICK = Sizes(10, 24, Rejection(4, 2), 1, True)
 
 
 class Case:
@@ -70,6 +63,7 @@ class Case:
     Attributes:
         model: base with random weights, as configs/base.yaml has it; or dpseg-lite as it ships.
         photo: on its way to the encoder.
+        quick: the model is tiny.
     """
 
     def __init__(self, name: ModelName, quick: bool = False) -> None:
@@ -80,6 +74,7 @@ class Case:
             quick: a tiny model in its place.
         """
         torch.manual_seed(0)
+        self.quick = quick
         size = (768, 768) if name == "base" else (640, 480)
         if quick:
             size = (64, 64)
@@ -113,6 +108,11 @@ class Case:
         )
         return PromptSet(tuple(f"class {number}" for number in range(count)), embeddings, "")
 
+    def sed_decoder(self) -> SEDDecoder:
+        """Returns SED's decoder with random weights, for the same image features and templates."""
+        torch.manual_seed(0)
+        return SEDDecoder(self.model.encoder.stage_dims, self.config.templates).eval()
+
     @contextlib.contextmanager
     def rejecting(self, rejection: Rejection | None) -> Iterator[None]:
         """Changes what the model gives up early; None: as it comes."""
@@ -136,7 +136,7 @@ class Case:
         return found, found.labels()
 
     def look_again(self, encoded: Encoded, prompts: PromptSet, before: Decoded, crops: int) -> None:
-        """Runs Inference II, as if so many regions had been found."""
+        """Runs Inference II, as if so many regions had been found: random weights find none by themselves."""
         regions = [_region(before, number) for number in range(crops)]
         (refined,) = refine(self.model, encoded, prompts, [regions], RefineConfig())
         self.look(encoded, refined, before)
