@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,60 +15,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from dpseg.commands.evaluate import EvaluateOptions, evaluate, shard_of
-from dpseg.config import EvalConfig, ModelConfig
+from dpseg.config import EvalConfig
 from dpseg.data.folder import FolderDataset
 from dpseg.errors import ConfigError, DataError, DPSegError
+from dpseg.evaluation import workers
 from dpseg.evaluation.blocks import check_setting, describe, merge_blocks, missing_blocks
 from dpseg.evaluation.evaluate import evaluate as measure
 from dpseg.evaluation.plan import Plan, make_plan
 from dpseg.evaluation.workers import Job, ModelSource, run_jobs, run_processes
-from dpseg.model.dpseg import DPSeg
 from dpseg.segmenter import Segmenter
 from support.labelled_set import write_set
+from support.tiny import tiny_model
 
-MODEL = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
 CONFIG = EvalConfig(prompts=("text", "pictures"), references=2, block=1)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    DPSeg(MODEL).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_set(tmp_path_factory.mktemp("data") / "shapes", photos=9)
-    (root / "train.txt").write_text("photo0\nphoto1\n")
-    (root / "val.txt").write_text("\n".join(f"photo{number}" for number in range(2, 9)))
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DPSEG_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def plan(data: Path) -> Plan:
-    return make_plan(FolderDataset(data, "val"), CONFIG, pool=FolderDataset(data))
-
-
-@pytest.fixture
-def segmenter(model: str) -> Segmenter:
-    return Segmenter.from_pretrained(model)
-
-
-def counts(folder: Path, plan: Plan, digest: str) -> list[dict[str, Any]]:
-    """All counts of all rows, as lists."""
-    tallies, _ = merge_blocks(folder, plan, digest)
-    return [{name: array.tolist() for name, array in tally.to_arrays().items()} for tally in tallies]
+    splits = {"train": (0, 1), "val": range(2, 9)}
+    return write_set(tmp_path_factory.mktemp("data") / "shapes", photos=9, side=64, splits=splits)
 
 
 def job(folder: Path, plan: Plan, segmenter: Segmenter) -> Job:
@@ -75,131 +44,158 @@ def job(folder: Path, plan: Plan, segmenter: Segmenter) -> Job:
     return Job(plan, folder, digest, missing_blocks(folder, plan))
 
 
-def test_one_process_equals_three_and_two_of_which_one_was_killed(
-    tmp_path: Path, plan: Plan, segmenter: Segmenter, model: str
-) -> None:
-    alone = job(tmp_path / "one", plan, segmenter)
-    steps: list[int] = []
-    run_jobs(segmenter, [alone], lambda: steps.append(1))
-    expected = counts(alone.folder, plan, alone.digest)
-    assert len(steps) == 7
-    assert [len(row["photos"]) for row in expected] == [7] * 4
-    report = measure(segmenter, plan.dataset, CONFIG, pool=plan.pool)  # without any file
-    assert [row.matrix.counts.tolist() for row in report.rows] == [row["matrix"] for row in expected]
+def counts(done: Job) -> list[dict[str, Any]]:
+    """All counts of all rows, as lists."""
+    tallies, _ = merge_blocks(done.folder, done.plan, done.digest)
+    return [{name: array.tolist() for name, array in tally.to_arrays().items()} for tally in tallies]
 
-    three = job(tmp_path / "three", plan, segmenter)
-    steps.clear()
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, segmenter: Segmenter) -> Job:
+    """All blocks, counted by one process."""
+    plan = make_plan(FolderDataset(data, "val"), CONFIG, pool=FolderDataset(data))
+    done = job(tmp_path_factory.mktemp("whole"), plan, segmenter)
+    steps: list[int] = []
+    run_jobs(segmenter, [done], lambda: steps.append(1))
+    assert len(steps) == 7
+    return done
+
+
+def after(photos: int, act: Callable[[], None]) -> Callable[[], None]:
+    """Returns a step that acts when so many photos are counted."""
+    done: list[None] = []
+
+    def step() -> None:
+        done.append(None)
+        if len(done) == photos:
+            act()
+
+    return step
+
+
+def kill_a_child() -> None:
+    child = multiprocessing.active_children()[0]
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_blocks_hold_the_integers_of_an_evaluation_without_files(whole: Job, segmenter: Segmenter) -> None:
+    expected = counts(whole)
+    assert [len(row["photos"]) for row in expected] == [7] * 4
+    report = measure(segmenter, whole.plan.dataset, CONFIG, pool=whole.plan.pool)
+    assert [row.matrix.counts.tolist() for row in report.rows] == [row["matrix"] for row in expected]
+    with np.load(next(whole.folder.rglob("00000.npz"))) as arrays:
+        kinds = {name: arrays[name].dtype for name in arrays.files}
+    assert {kind for name, kind in kinds.items() if name[0].isdigit()} == {np.dtype(np.int64)}
+    assert set(kinds) >= {"digest", "seconds", "0.matrix", "3.photos"}
+
+
+def killed(folder: Path, whole: Job, segmenter: Segmenter, model: str) -> Job:
+    """Kills one of two processes and returns what is left to count."""
+    # A child that reported its second photo has written its first: so the third report of both is late enough.
+    with pytest.raises(DPSegError, match=r"ended before its time \(exit code -9\); run the same command again"):
+        run_processes(ModelSource(model), [job(folder, whole.plan, segmenter)], 2, 1, after(3, kill_a_child))
+    assert multiprocessing.active_children() == []
+    left = job(folder, whole.plan, segmenter)
+    assert 0 < len(left.blocks) < 7
+    return left
+
+
+def test_a_killed_process_loses_no_finished_block(tmp_path: Path, whole: Job, segmenter: Segmenter, model: str) -> None:
+    left = killed(tmp_path, whole, segmenter, model)
+    run_jobs(segmenter, [left])
+    assert counts(left) == counts(whole)
+
+
+@pytest.mark.slow
+def test_three_processes_and_two_that_go_on_after_a_kill_give_the_same(
+    tmp_path: Path, whole: Job, segmenter: Segmenter, model: str
+) -> None:
+    three = job(tmp_path / "three", whole.plan, segmenter)
+    steps: list[int] = []
     run_processes(ModelSource(model), [three], 3, 1, lambda: steps.append(1))
     assert len(steps) == 7
-    assert counts(three.folder, plan, three.digest) == expected
-
-    killed = job(tmp_path / "killed", plan, segmenter)
-    with pytest.raises(DPSegError, match=r"ended before its time \(exit code -9\); run the same command again"):
-        run_processes(ModelSource(model), [killed], 2, 1, kill_one_child_after(3))
-    assert multiprocessing.active_children() == []
-    left = job(tmp_path / "killed", plan, segmenter)
-    assert 0 < len(left.blocks) < 7
+    left = killed(tmp_path / "killed", whole, segmenter, model)
     run_processes(ModelSource(model), [left], 2, 1)
-    assert counts(left.folder, plan, left.digest) == expected
+    assert counts(three) == counts(left) == counts(whole)
 
 
-def kill_one_child_after(photos: int) -> Callable[[], None]:
-    """Of two children, one that reported its second photo has written its first: so the third report is late enough."""
-    done: list[None] = []
-
-    def step() -> None:
-        done.append(None)
-        if len(done) == photos:
-            child = multiprocessing.active_children()[0]
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-
-    return step
-
-
-def test_a_stop_in_the_middle_loses_no_finished_block(tmp_path: Path, plan: Plan, segmenter: Segmenter) -> None:
-    whole = job(tmp_path / "whole", plan, segmenter)
-    run_jobs(segmenter, [whole])
-    stopped = job(tmp_path / "stopped", plan, segmenter)
+def test_neither_a_stop_in_the_middle_nor_larger_blocks_change_the_figures(
+    tmp_path: Path, whole: Job, segmenter: Segmenter
+) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(segmenter, [stopped], stop_after(3))
-    left = job(tmp_path / "stopped", plan, segmenter)
+        run_jobs(segmenter, [job(tmp_path / "stopped", whole.plan, segmenter)], after(3, stop))
+    left = job(tmp_path / "stopped", whole.plan, segmenter)
     assert left.blocks == (2, 3, 4, 5, 6)  # the third photo was counted but not written
-    run_jobs(segmenter, [left])
-    assert counts(left.folder, plan, left.digest) == counts(whole.folder, plan, whole.digest)
-
-
-def stop_after(photos: int) -> Callable[[], None]:
-    done: list[None] = []
-
-    def step() -> None:
-        done.append(None)
-        if len(done) == photos:
-            raise KeyboardInterrupt
-
-    return step
-
-
-def test_the_size_of_blocks_does_not_change_the_figures(tmp_path: Path, plan: Plan, segmenter: Segmenter) -> None:
-    single = job(tmp_path / "single", plan, segmenter)
-    run_jobs(segmenter, [single])
-    larger = make_plan(plan.dataset, replace(CONFIG, block=4), pool=plan.pool)
+    larger = make_plan(whole.plan.dataset, replace(CONFIG, block=4), pool=whole.plan.pool)
     assert [len(block) for block in larger.blocks] == [4, 3]
     four = job(tmp_path / "four", larger, segmenter)
-    run_jobs(segmenter, [four])
-    assert counts(four.folder, larger, four.digest) == counts(single.folder, plan, single.digest)
+    run_jobs(segmenter, [left, four])
+    assert counts(left) == counts(four) == counts(whole)
 
 
-def test_a_mistake_in_a_process_is_told_in_one_line(tmp_path: Path, model: str, segmenter: Segmenter) -> None:
-    root = write_set(tmp_path / "damaged", photos=3)
+def in_this_process(source: ModelSource, jobs: list[Job], _processes: int, _threads: int) -> None:
+    """Does what a process does, and follows it."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    workers._child(source, jobs, 0, 1, theirs)
+    workers._follow({ours: multiprocessing.get_context("spawn").Process()}, lambda: None)
+
+
+@pytest.mark.parametrize("share", [in_this_process, pytest.param(run_processes, marks=pytest.mark.slow)])
+def test_a_mistake_in_a_process_is_told_in_one_line(
+    tmp_path: Path, model: str, segmenter: Segmenter, share: Callable[..., None]
+) -> None:
+    root = write_set(tmp_path / "damaged", photos=3, side=64)
     (root / "images" / "photo1.png").write_bytes(b"no picture")
     plan = make_plan(FolderDataset(root, "val"), replace(CONFIG, prompts=("text",)))
-    with pytest.raises(DPSegError, match=r"photo1\.png"):
-        run_processes(ModelSource(model), [job(tmp_path / "out", plan, segmenter)], 2, 1)
+    todo = job(tmp_path / "out", plan, segmenter)
+    with pytest.raises(DPSegError, match=r"photo1\.png") as caught:
+        share(ModelSource(model), [todo], 2, 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="processes 0, threads 1: give numbers of 1 or more"):
+        run_processes(ModelSource(model), [todo], 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("config", "difference"),
+    ("change", "difference"),
     [
         ({"seed": 1}, r"reference photos was|options\.seed was 0, now it is 1"),
         ({"prompts": ("text",)}, r"options\.prompts was|reference photos was"),
         ({"limit": 3}, r"sets\.shapes\.photos was 7, now it is 3"),
+        ("another model", r"holds another evaluation: model\.weights was"),
+        ("another set", "data sets was"),
     ],
 )
 def test_another_setting_in_the_same_folder_is_refused(
-    tmp_path: Path, plan: Plan, segmenter: Segmenter, config: dict[str, Any], difference: str
+    whole: Job, segmenter: Segmenter, change: dict[str, Any] | str, difference: str
 ) -> None:
-    check_setting(tmp_path / "out", describe(segmenter, [plan]))
-    other = make_plan(plan.dataset, replace(CONFIG, **config), pool=plan.pool)
-    with pytest.raises(DataError, match=difference) as info:
-        check_setting(tmp_path / "out", describe(segmenter, [other]))
-    assert "choose another --out" in str(info.value)
-    assert "\n" not in str(info.value)
+    plans = [whole.plan]
+    if isinstance(change, dict):
+        plans = [make_plan(whole.plan.dataset, replace(CONFIG, **change), pool=whole.plan.pool)]
+    elif change == "another set":
+        plans.append(replace(whole.plan, name="more"))
+    other = Segmenter(tiny_model(trained=True)) if change == "another model" else segmenter
+    with pytest.raises(DataError, match=difference) as caught:
+        check_setting(whole.folder, describe(other, plans))
+    assert "choose another --out" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_another_model_or_data_set_in_the_same_folder_is_refused(
-    tmp_path: Path, plan: Plan, segmenter: Segmenter
-) -> None:
-    check_setting(tmp_path / "out", describe(segmenter, [plan]))
-    torch.manual_seed(1)
-    with pytest.raises(DataError, match=r"holds another evaluation: model\.weights was"):
-        check_setting(tmp_path / "out", describe(Segmenter(DPSeg(MODEL)), [plan]))
-    with pytest.raises(DataError, match="data sets was"):
-        check_setting(tmp_path / "out", describe(segmenter, [plan, replace(plan, name="more")]))
-    (tmp_path / "out" / "setting.json").write_text("{")
-    with pytest.raises(DataError, match="is damaged"):
-        check_setting(tmp_path / "out", describe(segmenter, [plan]))
-
-
-def test_a_damaged_or_foreign_block_is_named(tmp_path: Path, plan: Plan, segmenter: Segmenter) -> None:
-    whole = job(tmp_path / "out", plan, segmenter)
-    run_jobs(segmenter, [whole])
+def test_damaged_and_foreign_files_are_named(tmp_path: Path, whole: Job, segmenter: Segmenter) -> None:
+    folder = shutil.copytree(whole.folder, tmp_path / "copy")
     with pytest.raises(DataError, match=r"00000\.npz: is of another evaluation"):
-        merge_blocks(whole.folder, plan, "another digest")
-    block = next(whole.folder.rglob("00003.npz"))
+        merge_blocks(folder, whole.plan, "another digest")
+    block = next(folder.rglob("00003.npz"))
     block.write_bytes(block.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"00003\.npz: is damaged; delete it"):
-        merge_blocks(whole.folder, plan, whole.digest)
+        merge_blocks(folder, whole.plan, whole.digest)
+    (folder / "setting.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        check_setting(folder, describe(segmenter, [whole.plan]))
 
 
 def run(options: EvaluateOptions) -> str:
@@ -212,7 +208,8 @@ def run(options: EvaluateOptions) -> str:
 
 def test_shards_write_the_report_when_all_are_there(tmp_path: Path, model: str, data: Path) -> None:
     pytest.importorskip("matplotlib")
-    options = EvaluateOptions(data, CONFIG, model=model, out=tmp_path / "report")
+    config = replace(CONFIG, refine=(False,))
+    options = EvaluateOptions(data, config, model=model, out=tmp_path / "report")
     first = run(replace(options, shard=(0, 2)))
     assert first.startswith("shard 1/2 is done: 4 of 7 blocks are counted in")
     assert not (tmp_path / "report" / "report.md").exists()
@@ -221,11 +218,11 @@ def test_shards_write_the_report_when_all_are_there(tmp_path: Path, model: str, 
     sharded = json.loads((tmp_path / "report" / "report.json").read_text())
     again = run(options)  # everything is counted: it only merges
     assert again.replace("\n", "") == second.replace("\n", "")
-    run(replace(options, out=tmp_path / "alone"))
-    alone = json.loads((tmp_path / "alone" / "report.json").read_text())
-    assert sharded["sets"][0]["rows"] == alone["sets"][0]["rows"]
+    run(replace(options, out=tmp_path / "alone.json"))
+    alone = json.loads((tmp_path / "alone.json").read_text())
+    assert sharded["sets"][0]["rows"] == alone["rows"]
     with pytest.raises(DataError, match="holds another evaluation"):
-        run(replace(options, config=replace(CONFIG, limit=2)))
+        run(replace(options, config=replace(config, limit=2)))
 
 
 def test_shards_are_read_strictly() -> None:
@@ -245,15 +242,6 @@ def test_shards_are_read_strictly() -> None:
         ({"sets": ("a150",), "out": Path("report.json")}, "one file for 2 data sets"),
     ],
 )
-def test_options_that_do_not_go_together(data: Path, options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_go_together_are_refused(data: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(replace(EvaluateOptions(data, CONFIG), **options))
-
-
-def test_blocks_hold_integers_and_are_small(tmp_path: Path, plan: Plan, segmenter: Segmenter) -> None:
-    whole = job(tmp_path / "out", plan, segmenter)
-    run_jobs(segmenter, [whole])
-    with np.load(next(whole.folder.rglob("00000.npz"))) as arrays:
-        kinds = {name: arrays[name].dtype for name in arrays.files}
-    assert {kind for name, kind in kinds.items() if name[0].isdigit()} == {np.dtype(np.int64)}
-    assert set(kinds) >= {"digest", "seconds", "0.matrix", "3.photos"}
