@@ -1,10 +1,13 @@
-"""Where tiles lie, and how their logits become labels: held against whole tensors."""
+"""Where tiles of a large picture lie, and how their logits become labels: held against whole tensors."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from dpseg.errors import ConfigError
@@ -12,10 +15,10 @@ from dpseg.large.blend import TILE_CLASSES, Blender, TileLogits
 from dpseg.large.grid import Axis, Tiling
 from dpseg.model.class_logits import ClassLogits
 
-LENGTHS = (1, 63, 64, 65, 100, 128, 129, 257, 1000)
+Tiles = dict[tuple[int, int], ClassLogits]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 128, 129, 257, 1000])
 @pytest.mark.parametrize("tiling", [Tiling(64, 0), Tiling(64, 0.25), Tiling(100, 0.5), Tiling(128, 0.33)])
 def test_every_pixel_is_finished_once_and_its_weights_add_up_to_1(length: int, tiling: Tiling) -> None:
     axis = Axis.cut(length, tiling)
@@ -27,8 +30,8 @@ def test_every_pixel_is_finished_once_and_its_weights_add_up_to_1(length: int, t
         total[start : start + axis.size] += weights
         first, last = axis.own(number)
         finished[first:last] += 1
-        assert all(axis.starts[after] >= last for after in range(number + 1, len(axis.starts)))
-    assert total == pytest.approx(1, abs=1e-6)
+        assert all(after >= last for after in axis.starts[number + 1 :])
+    np.testing.assert_allclose(total, 1, atol=1e-6, rtol=0)
     assert (finished == 1).all()
     if len(axis.starts) > 1:
         assert axis.size == tiling.pixels
@@ -45,27 +48,24 @@ def test_the_weights_are_smooth_and_least_at_inner_ends() -> None:
 
 
 @pytest.mark.parametrize(("pixels", "overlap"), [(63, 0.25), (8193, 0.25), (1024, -0.1), (1024, 0.51)])
-def test_tilings_out_of_range(pixels: int, overlap: float) -> None:
+def test_tilings_out_of_range_are_refused(pixels: int, overlap: float) -> None:
     with pytest.raises(ConfigError, match="is out of range; give"):
         Tiling(pixels, overlap)
 
 
-def tiles_of(down: Axis, across: Axis, classes: int, known: int, seed: int = 0) -> dict[tuple[int, int], ClassLogits]:
-    """Returns random logits of each tile for `known` of the classes, at a seventh of its size."""
-    random = torch.Generator().manual_seed(seed)
+def tiles_of(down: Axis, across: Axis, classes: int, known: int) -> Tiles:
+    """Random logits of each tile for `known` of the classes, at a seventh of its size."""
+    random = torch.Generator().manual_seed(0)
     tiles = {}
-    for row in range(len(down.starts)):
-        for column in range(len(across.starts)):
-            chosen = torch.randperm(classes, generator=random)[:known]
-            size = (known, max(1, down.size // 7), max(1, across.size // 7))
-            tiles[row, column] = ClassLogits(chosen, torch.randn(size, generator=random) * 3)
+    for place in product(range(len(down.starts)), range(len(across.starts))):
+        chosen = torch.randperm(classes, generator=random)[:known]
+        size = (known, max(1, down.size // 7), max(1, across.size // 7))
+        tiles[place] = ClassLogits(chosen, torch.randn(size, generator=random) * 3)
     return tiles
 
 
-def blended_whole(
-    down: Axis, across: Axis, tiles: dict[tuple[int, int], ClassLogits], classes: int, scores: bool
-) -> torch.Tensor:
-    """Returns what `Blender` describes, in the plainest way: all classes, the whole picture, (K, H, W)."""
+def blended_whole(down: Axis, across: Axis, tiles: Tiles, classes: int, scores: bool) -> Tensor:
+    """What `Blender` describes, in the plainest way: all classes, the whole picture, (K, H, W)."""
     total = torch.zeros(classes, down.length, across.length)
     for (row, column), tile in tiles.items():
         values = tile.logits.sigmoid() if scores else tile.logits
@@ -78,63 +78,52 @@ def blended_whole(
     return total
 
 
-@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("size", "tiling"), [((300, 410), Tiling(128, 0.25)), ((90, 331), Tiling(100, 0.5)), ((200, 140), Tiling(64, 0))]
 )
-@pytest.mark.parametrize(("classes", "known"), [(1, 1), (9, 9), (20, 8)])
+@pytest.mark.parametrize(
+    ("classes", "known", "what"),
+    [(1, 1, "logits"), (9, 9, "logits"), (20, 8, "logits"), (1, 1, "scores"), (9, 9, "scores"), (20, 8, "scores"),
+     (9, 9, "adjusted")],
+)  # fmt: skip
 def test_the_labels_are_those_of_whole_tensors(
-    size: tuple[int, int], tiling: Tiling, classes: int, known: int, scores: bool
+    size: tuple[int, int], tiling: Tiling, classes: int, known: int, what: str
 ) -> None:
+    scores, adjustment = what == "scores", torch.linspace(-2, 2, classes) if what == "adjusted" else None
+    background = None if what == "adjusted" else 0.9
     down, across = (Axis.cut(side, tiling) for side in size)
     tiles = tiles_of(down, across, classes, known)
     whole = blended_whole(down, across, tiles, classes, scores)
-    expected_scores = whole.amax(dim=0) if scores else whole.amax(dim=0).sigmoid()
-    expected = torch.where(expected_scores < 0.9, -1, whole.argmax(dim=0))
-    blender = Blender(down, across, 0.9, scores)
-    labels = np.full(size, -7)
-    best = np.zeros(size)
-    for row in range(len(down.starts)):
-        for column in range(len(across.starts)):
-            place = slice(*down.own(row)), slice(*across.own(column))
-            tile = TileLogits.of([tiles[row, column]], scores)
-            labels[place], best[place] = blender.add(row, column, tile)
-    assert (labels == expected.numpy()).mean() > 0.9999  # rounding decides at a tie
-    assert best == pytest.approx(expected_scores.numpy(), abs=1e-5)
-    assert not blender._tiles
-
-
-def test_adjusted_logits_decide_labels_and_not_scores() -> None:
-    size, tiling = (300, 410), Tiling(128, 0.25)
-    down, across = (Axis.cut(side, tiling) for side in size)
-    tiles, adjustment = tiles_of(down, across, 9, 9), torch.linspace(-2, 2, 9)
-    whole = blended_whole(down, across, tiles, 9, False)
-    adjusted = (whole + adjustment[:, None, None]).argmax(dim=0)
-    assert (adjusted != whole.argmax(dim=0)).float().mean() > 0.1
-    blender = Blender(down, across, None, False, adjustment)
+    expected = (whole if adjustment is None else whole + adjustment[:, None, None]).argmax(dim=0)
+    if adjustment is not None:
+        assert (expected != whole.argmax(dim=0)).float().mean() > 0.1
+    expected_scores = whole.gather(0, expected[None])[0]  # which an adjustment is no part of
+    expected_scores = expected_scores if scores else expected_scores.sigmoid()
+    blender = Blender(down, across, background, scores, adjustment)
     labels, best = np.full(size, -7), np.zeros(size)
-    for row in range(len(down.starts)):
-        for column in range(len(across.starts)):
-            place = slice(*down.own(row)), slice(*across.own(column))
-            tile = TileLogits.of([tiles[row, column]], False, adjustment)
-            labels[place], best[place] = blender.add(row, column, tile)
-    assert (labels == adjusted.numpy()).mean() > 0.9999  # rounding decides at a tie
-    own = whole.gather(0, torch.from_numpy(labels)[None])[0].sigmoid()
-    assert best == pytest.approx(own.numpy(), abs=1e-5)
+    for (row, column), tile in tiles.items():
+        place = slice(*down.own(row)), slice(*across.own(column))
+        labels[place], best[place] = blender.add(row, column, TileLogits.of([tile], scores, adjustment))
+    if background is not None:
+        expected[expected_scores < background] = -1
+    assert (labels == expected.numpy()).mean() > 0.9999  # rounding decides at a tie
+    np.testing.assert_allclose(best, expected_scores.numpy(), atol=1e-5, rtol=0)
+    assert not blender._tiles
 
 
 def test_only_rows_that_are_still_needed_are_kept() -> None:
     down, across = Axis.cut(1000, Tiling(200, 0.25)), Axis.cut(2000, Tiling(200, 0.25))
-    tiles = tiles_of(down, across, 4, 4)
     blender = Blender(down, across, None, False)
     kept = []
-    for row in range(len(down.starts) - 1):
-        for column in range(len(across.starts)):
-            blender.add(row, column, TileLogits.of([tiles[row, column]], False))
-        kept.append(sum(tile.values.numel() for tile in blender._tiles.values()))
+    for (row, column), tile in tiles_of(down, across, 4, 4).items():
+        blender.add(row, column, TileLogits.of([tile], False))
+        if column == len(across.starts) - 1:
+            kept.append(sum(tile.values.numel() for tile in blender._tiles.values()))
     whole_row = len(across.starts) * 5 * (200 // 7) ** 2
     assert max(kept) < 0.4 * whole_row  # a quarter, and what bilinear resizing needs besides
-    assert len(set(kept[1:])) <= 2
+    assert len(set(kept[1:-1])) == 1
+    assert kept[-1] == 0
 
 
 def test_of_many_classes_those_that_lead_are_kept() -> None:

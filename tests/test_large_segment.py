@@ -1,49 +1,46 @@
-"""Large pictures from end to end with the tiny encoder: tiles and whole, interruptions, the command."""
+"""Large pictures from end to end with the tiny encoder: tiles and whole, interruptions, memory, the command."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+import signal
 import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
 
 from dpseg.cli import run
 from dpseg.errors import ConfigError, OutputError
+from dpseg.large import segment as segment_module
+from dpseg.large import tiff
 from dpseg.large.grid import Tiling
-from dpseg.large.result import LargeSegmentation
 from dpseg.large.segment import LargeRun, TileOptions, segment_large
 from dpseg.large.windows import open_windows
-from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from support.large_pictures import COLOURS, CONFIG, make_segmenter, prompts_of
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return make_segmenter(tmp_path_factory.mktemp("cache"))
+from support.commands import python
+from support.large_pictures import COLOURS, four_colours, write_black
+from support.pictures import COLOUR_REFERENCES, halves
+from support.tiny import tiny_segmenter
 
 
 @pytest.fixture(scope="module")
 def prompts(segmenter: Segmenter) -> PromptSet:
-    return prompts_of(segmenter)
+    return four_colours(segmenter)
 
 
 def quarters(width: int, height: int) -> Image.Image:
-    """Four flat areas, a colour each."""
+    """Four flat areas, a colour each: the classes 0 and 1 above, 2 and 3 below."""
     picture = Image.new("RGB", (width, height))
-    red, blue, green, white = COLOURS.values()
-    picture.paste(red, (0, 0, width // 2, height // 2))
-    picture.paste(blue, (width // 2, 0, width, height // 2))
-    picture.paste(green, (0, height // 2, width // 2, height))
-    picture.paste(white, (width // 2, height // 2, width, height))
+    for number, colour in enumerate(COLOURS.values()):
+        left, top = (number % 2) * (width // 2), (number // 2) * (height // 2)
+        picture.paste(colour, (left, top, width if left else width // 2, height if top else height // 2))
     return picture
 
 
@@ -52,15 +49,16 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("size", [(170, 120), (64, 200), (33, 31)])
 @pytest.mark.parametrize("background", [None, 0.99])
 @pytest.mark.parametrize("scores", [False, True])
 def test_a_picture_of_one_tile_is_segmented_as_ever(
     tmp_path: Path, size: tuple[int, int], background: float | None, scores: bool
 ) -> None:
-    segmenter = make_segmenter(tmp_path / "cache", dataclasses.replace(CONFIG, resize_scores=scores))
-    prompts = prompts_of(segmenter)
-    whole = segmenter(noise(*size), prompts=prompts, refine=False, background=background)
+    segmenter = tiny_segmenter(resize_scores=scores)
+    prompts = four_colours(segmenter)
+    whole = segmenter(noise(*size), prompts=prompts, background=background)
     options = TileOptions(Tiling(200), background)
     tiled = segment_large(segmenter, noise(*size), prompts, tmp_path, "one", options=options)
     labels = tifffile.imread(tmp_path / "one_labels.tif")
@@ -76,42 +74,42 @@ def test_a_picture_of_one_tile_is_segmented_as_ever(
 @pytest.mark.parametrize("tiling", [Tiling(64, 0), Tiling(100, 0.5), Tiling(137, 0.1)])
 @pytest.mark.parametrize("limit", [None, 2])
 def test_flat_areas_do_not_know_where_tiles_end(tmp_path: Path, tiling: Tiling, limit: int | None) -> None:
-    segmenter = make_segmenter(tmp_path / "cache", dataclasses.replace(CONFIG, decode_classes=limit))
-    picture = quarters(420, 380)
+    segmenter = tiny_segmenter(decode_classes=limit)
     options = TileOptions(tiling, batch_size=limit)
-    segment_large(segmenter, picture, prompts_of(segmenter), tmp_path, "a", options=options)
+    segment_large(segmenter, quarters(320, 280), four_colours(segmenter), tmp_path, "a", options=options)
     labels = tifffile.imread(tmp_path / "a_labels.tif")
-    expected = np.empty((380, 420), dtype=int)
-    expected[:190, :210], expected[:190, 210:], expected[190:, :210], expected[190:, 210:] = 0, 1, 2, 3
+    expected = np.arange(4).reshape(2, 2).repeat(140, axis=0).repeat(160, axis=1)
     away = np.ones(labels.shape, dtype=bool)
-    away[190 - 60 : 190 + 60] = False  # within a position or two of the encoder, two colours are mixed
-    away[:, 210 - 60 : 210 + 60] = False
+    away[140 - 60 : 140 + 60] = False  # within a position or two of the encoder, two colours are mixed
+    away[:, 160 - 60 : 160 + 60] = False
     assert (labels == expected)[away].all()
 
 
-def test_the_files(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path) -> None:
-    quarters(3000, 500).save(tmp_path / "wide.tif", compression="tiff_lzw")
+def test_the_files_are_labels_what_was_found_and_a_small_overlay(
+    segmenter: Segmenter, prompts: PromptSet, tmp_path: Path
+) -> None:
+    quarters(2100, 400).save(tmp_path / "wide.tif", compression="tiff_lzw")
     result = segment_large(segmenter, tmp_path / "wide.tif", prompts, tmp_path / "out")
     assert [path.name for path in result.files] == ["wide_labels.tif", "wide_result.json", "wide_overlay.png"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in result.files}
     labels = tifffile.imread(result.files[0])
     content = json.loads(result.files[1].read_text())
     assert content == result.to_dict()
-    assert (content["width"], content["height"], content["tile"]) == (3000, 500, 1024)
+    assert (content["width"], content["height"], content["tile"]) == (2100, 400, 1024)
     for entry in content["classes"]:
         assert entry["area"] == pytest.approx((labels == entry["index"]).mean(), abs=1e-6)
         assert 0 < entry["confidence"] <= 1
     assert content["none"] == 0
     with Image.open(result.files[2]) as overlay:
-        assert overlay.width == 1500  # 3000 pixels, two in one
-        red, _, blue = overlay.getpixel((20, 240))
+        assert overlay.width == 1050  # 2100 pixels, two in one
+        red, _, blue = overlay.getpixel((20, 190))
         assert red > blue
-        red, _, blue = overlay.getpixel((1480, 10))
+        red, _, blue = overlay.getpixel((1030, 10))
         assert blue > red
     assert segment_large(segmenter, quarters(90, 80), prompts, tmp_path, formats=("json",)).source is None
 
 
-def test_many_classes_take_16_bits(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_many_classes_take_16_bits_and_none_is_the_largest_number(segmenter: Segmenter, tmp_path: Path) -> None:
     many = segmenter.prompts([f"thing {number}" for number in range(260)], bank=False)
     result = segment_large(segmenter, quarters(64, 90), many, tmp_path, "a", options=TileOptions(Tiling(64)))
     labels = tifffile.imread(tmp_path / "a_labels.tif")
@@ -140,7 +138,7 @@ def segment(segmenter: Segmenter, prompts: PromptSet, path: Path, tiling: Tiling
     with open_windows(path) as picture:
         place = path.parent, path.stem
         run = LargeRun(segmenter, picture, path, prompts, place, TileOptions(tiling), ("png", "json", "overlay"))
-        found: LargeSegmentation = run.segment(advance)
+        found = run.segment(advance)
         assert sum(found.counts) == picture.width * picture.height
         assert done == run.tiles_left
     return run.tiles, done
@@ -154,40 +152,106 @@ def test_interrupted_work_goes_on(segmenter: Segmenter, prompts: PromptSet, tmp_
     assert done == tiles
     with pytest.raises(Stopped):
         segment(segmenter, prompts, tmp_path / "b.tif", tiling, stop=tiles - 1)
-    assert not (tmp_path / "b_labels.tif").exists()
-    assert (tmp_path / "b_tiles.part").is_dir()
-    _, left = segment(segmenter, prompts, tmp_path / "b.tif", tiling)
-    assert left < tiles
+    assert [path.name for path in tmp_path.glob("b_*")] == ["b_tiles.part"]
+    assert segment(segmenter, prompts, tmp_path / "b.tif", tiling)[1] < tiles
     for ending in ("labels.tif", "overlay.png"):
         assert (tmp_path / f"a_{ending}").read_bytes() == (tmp_path / f"b_{ending}").read_bytes()
     assert not (tmp_path / "b_tiles.part").exists()
 
 
 def test_other_work_begins_anew(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    noise(150, 260).save(path)
-    tiles, _ = segment(segmenter, prompts, path, Tiling(64))
+    path, tiling, tiles = tmp_path / "a.tif", Tiling(64), 12
+    noise(70, 260).save(path)
 
-    def after_a_stop(prompts: PromptSet, tiling: Tiling) -> int:
+    def after_a_stop(prompts: PromptSet, change: Callable[[], object] = lambda: None) -> int:
+        """Stops before the last tile, changes something, and returns how many tiles are looked at then."""
         with pytest.raises(Stopped):
-            segment(segmenter, prompts_of(segmenter), path, Tiling(64), stop=tiles - 1)
-        return segment(segmenter, prompts, path, tiling)[1]
+            segment(segmenter, four_colours(segmenter), path, tiling, stop=tiles - 1)
+        change()
+        there, looked = segment(segmenter, prompts, path, tiling)
+        assert there == tiles
+        return looked
 
-    assert after_a_stop(prompts, Tiling(64)) < tiles
-    assert after_a_stop(prompts.select(["red", "white"]), Tiling(64)) == tiles
-    with pytest.raises(Stopped):
-        segment(segmenter, prompts, path, Tiling(64), stop=tiles - 1)
-    last = sorted((tmp_path / "a_tiles.part").glob("*.npz"))[-1]
-    last.write_bytes(last.read_bytes()[:-40])  # a disk that lost something
-    assert segment(segmenter, prompts, path, Tiling(64))[1] == tiles // 2  # so that one row more is looked at
-    with pytest.raises(Stopped):
-        segment(segmenter, prompts, path, Tiling(64), stop=tiles - 1)
-    noise(160, 260).save(path)  # another picture of that name
-    now, looked = segment(segmenter, prompts, path, Tiling(64))
-    assert looked == now
+    def damage() -> None:  # a disk that lost something
+        last = sorted((tmp_path / "a_tiles.part").glob("*.npz"))[-1]
+        last.write_bytes(last.read_bytes()[:-40])
+
+    assert after_a_stop(prompts) == tiles // 3  # of six rows the last, and the one above it for what they share
+    assert after_a_stop(prompts.select(["red", "white"])) == tiles
+    assert after_a_stop(prompts, damage) == tiles // 2  # so that one row more is looked at
+    assert after_a_stop(prompts, lambda: noise(80, 260).save(path)) == tiles  # another picture of that name
 
 
-def test_what_cannot_be(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path) -> None:
+def test_memory_is_that_of_a_strip(
+    segmenter: Segmenter, prompts: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "CACHE_BYTES", 200_000)  # by far less than the picture, as with larger ones
+    peaks = []
+    for height in (1024, 4096):
+        path = write_black(tmp_path / f"{height}.tif", 256, height, 64)
+        tracemalloc.start()
+        options = TileOptions(Tiling(256))
+        segment_large(segmenter, path, prompts, tmp_path, options=options, formats=("png", "json"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 300_000  # bytes; the pixels of 3072 rows more are 2.4 MB, their labels 0.8 MB
+
+
+SEGMENT_AND_STOP = """
+import os, resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from dpseg.large import tiff
+from dpseg.large.segment import LargeRun, TileOptions, Tiling, open_windows
+from support.large_pictures import four_colours
+from support.tiny import tiny_segmenter
+tiff.CACHE_BYTES = 10_000_000  # by far less than the picture, as with larger ones
+folder, stop = Path(sys.argv[2]), int(sys.argv[3])
+segmenter, done = tiny_segmenter(folder / "cache"), 0
+def advance():
+    global done
+    done += 1
+    if done == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+for name in sys.argv[4:]:
+    with open_windows(folder / name) as picture:
+        place, options = (folder, Path(name).stem), TileOptions(Tiling(1024))
+        run = LargeRun(segmenter, picture, folder / name, four_colours(segmenter), place, options, ("png", "json"))
+        finished = run.finished
+        run.segment(advance)
+    print(finished, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+"""
+
+
+def in_a_process(folder: Path, stop: int, *names: str) -> tuple[int, list[list[int]]]:
+    """Segments TIFF files in one process, which kills itself after so many tiles.
+
+    Returns its status, and for each picture the rows that were finished before, and the peak memory in MB until then.
+    """
+    result = python(SEGMENT_AND_STOP, str(Path(__file__).parent), str(folder), str(stop), *names, check=False)
+    scale = 1_000_000 if sys.platform == "darwin" else 1000
+    lines = [line.split() for line in result.stdout.splitlines()]
+    return result.returncode, [[int(finished), int(memory) // scale] for finished, memory in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much memory a process took")
+def test_a_process_takes_the_memory_of_a_strip_and_a_kill_loses_a_row_at_most(tmp_path: Path) -> None:
+    write_black(tmp_path / "small.tif", 1500, 1500, 512)
+    write_black(tmp_path / "large.tif", 4500, 4500, 512)
+    small_tiles, columns = 4, 6  # of 4500 pixels: ceil((4500 - 1024) / 768) + 1
+    status, [[_, small]] = in_a_process(tmp_path, small_tiles + 3 * columns + 2, "small.tif", "large.tif")
+    assert status == -signal.SIGKILL
+    assert [path.name for path in tmp_path.glob("large_*")] == ["large_tiles.part"]
+    status, [[finished, large]] = in_a_process(tmp_path, -1, "large.tif")
+    assert (status, finished) == (0, 3)
+    labels = tifffile.imread(tmp_path / "large_labels.tif")
+    assert labels.shape == (4500, 4500)
+    assert len(np.unique(labels)) == 1
+    assert large < small + 45  # MB; the picture has 61 MB, its labels 20 MB
+
+
+def test_what_cannot_be_is_refused(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path) -> None:
     picture = quarters(90, 80)
     with pytest.raises(ConfigError, match="'coco' does not go with tiles; choose of png, json, overlay"):
         segment_large(segmenter, picture, prompts, tmp_path, formats=("coco",))
@@ -200,28 +264,17 @@ def test_what_cannot_be(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, two colour samples and a picture."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DPSEG_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(0)
-    DPSeg(CONFIG).save_pretrained(tmp_path / "tiny")
-    for name in ("red", "blue"):
-        Image.new("RGB", (32, 32), COLOURS[name]).save(f"{name}.png")
-    picture = Image.new("RGB", (300, 200), COLOURS["red"])
-    picture.paste(COLOURS["blue"], (150, 0, 300, 200))
-    picture.save("both.tif", compression="tiff_deflate")
-    picture.save("both.jpg")
-    return tmp_path
+def words(workplace: Path, model: str) -> tuple[str, ...]:
+    """The options of the tiny model and two colours, in a folder with both.tif and both.jpg of 300 x 200 pixels."""
+    halves(300, 200).save("both.tif", compression="tiff_deflate")
+    halves(300, 200).save("both.jpg")
+    return (*COLOUR_REFERENCES, "--model", model)
 
 
-WORDS = ("--ref", "red=red.png", "--ref", "blue=blue.png", "--model", "tiny")
-
-
-def test_the_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_segments_all_that_it_can_read(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.tif").write_bytes(Path("both.tif").read_bytes()[:-300])
     pictures = ("both.tif", "both.jpg", "broken.tif")
-    assert run(["predict", *pictures, *WORDS, "--tile", "100", "--tile-overlap", "0.3", "--out", "out"]) == 1
+    assert run(["predict", *pictures, *words, "--tile", "100", "--tile-overlap", "0.3", "--out", "out"]) == 1
     captured = capsys.readouterr()
     assert "both.tif  300 x 200" in captured.out
     assert re.search(r"red +5\d\.\d%|red +4\d\.\d%", captured.out)
@@ -233,17 +286,15 @@ def test_the_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert not [name for name in names if name.startswith("broken")]
 
 
-def test_the_command_goes_on(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_goes_on_after_a_full_disk(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpseg.large import segment as module
-
     def full(*arguments: object) -> None:
         raise OutputError("out: the disk is full; free some space or choose another folder")
 
-    command = ["predict", "both.tif", *WORDS, "--tile", "64", "--format", "json"]
+    command = ["predict", "both.tif", *words, "--tile", "64", "--format", "json"]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_large", full)
+        patch.setattr(segment_module, "write_large", full)
         assert run(command) == 2
     assert "the disk is full" in capsys.readouterr().err
     assert run(command) == 0
@@ -252,7 +303,7 @@ def test_the_command_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("more", "text"),
     [
         (("--tile", "10"), "tile 10 is out of range; give 64 to 8192 pixels of the picture"),
         (("--tile", "100", "--tile-overlap", "0.9"), "tile overlap 0.9 is out of range; give a share from 0 to 0.5"),
@@ -261,27 +312,22 @@ def test_the_command_goes_on(
         (("--tile", "100", "--refine"), "--refine does not go with --tile"),
     ],
 )
-def test_the_command_refuses(
-    workplace: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], text: str
+def test_the_command_refuses_in_one_line(
+    words: tuple[str, ...], refused: Callable[..., str], more: tuple[str, ...], text: str
 ) -> None:
-    assert run(["predict", "both.tif", *WORDS, *words]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"dpseg: {text}")
-    assert captured.err.count("\n") == 1
+    assert refused("predict", "both.tif", *words, *more).startswith(f"dpseg: {text}")
 
 
-def test_the_command_without_the_extra(
-    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_says_what_helps_with_a_huge_picture_and_what_is_missing(
+    words: tuple[str, ...],
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    assert run(["predict", "both.jpg", *WORDS, "--tile", "100"]) == 2
-    assert capsys.readouterr().err.endswith("pip install 'dpseg[tiff]'\n")
-
-
-def test_a_huge_picture_without_tiles_is_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with tifffile.TiffWriter("huge.tif") as file:
         tiles = (b"" for _ in range(400))
         file.write(tiles, shape=(20_000, 20_000, 3), dtype=np.uint8, tile=(1008, 1008), compression="zlib")
-    assert run(["predict", "huge.tif", *WORDS]) == 1
+    assert run(["predict", "huge.tif", *words]) == 1
     assert "dpseg predict --tile 1024" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert refused("predict", "both.jpg", *words, "--tile", "100").endswith("pip install 'dpseg[tiff]'\n")

@@ -22,6 +22,8 @@ from dpseg.palette import palette
 from support.large_pictures import write_black
 
 SIZE = (150, 100)
+VALUES: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+PHOTO, GREY = Image.fromarray(VALUES), VALUES[..., :1]
 GEO = [
     (33550, "d", 3, (0.5, 0.5, 0.0), True),
     (33922, "d", 6, (0.0, 0.0, 0.0, 700000.0, 5600000.0, 0.0), True),
@@ -29,14 +31,21 @@ GEO = [
     (34736, "d", 1, (6378137.0,), True),
     (34737, "s", 8, "WGS 84|", True),
 ]
+every_layout = pytest.mark.parametrize(
+    "layout", [{"tile": (32, 48)}, {"rowsperstrip": 16}, {}], ids=["tiles", "strips", "one strip"]
+)
 
 
 @pytest.fixture
-def values() -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.tif"
 
 
-def check(path: Path, expected: Image.Image) -> None:
+def write(path: Path, values: NDArray[Any] = VALUES, photometric: str | None = "rgb", **options: Any) -> None:
+    tifffile.imwrite(path, values, photometric=photometric, **options)
+
+
+def check(path: Path, expected: Image.Image = PHOTO) -> None:
     """Reads some windows and compares them with the whole picture."""
     with open_windows(path) as picture:
         assert (picture.width, picture.height) == expected.size
@@ -47,87 +56,67 @@ def check(path: Path, expected: Image.Image) -> None:
             assert np.array_equal(np.asarray(window), np.asarray(expected.crop(box))), box
 
 
-LAYOUTS: list[dict[str, Any]] = [{"tile": (32, 48)}, {"rowsperstrip": 16}, {}]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "strips", "one strip"])
-@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd", "packbits"])
-def test_layouts_and_compressions(
-    tmp_path: Path, values: NDArray[np.uint8], layout: dict[str, Any], compression: str | None
-) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression=compression, **layout)
-    check(tmp_path / "a.tif", Image.fromarray(values))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "strips", "one strip"])
-def test_planes_predictors_bigtiff_and_byte_orders(
-    tmp_path: Path, values: NDArray[np.uint8], layout: dict[str, Any]
-) -> None:
-    path, planes = tmp_path / "a.tif", values.transpose(2, 0, 1)
+@every_layout
+def test_any_layout_compression_sample_and_byte_order_is_read(path: Path, layout: dict[str, Any]) -> None:
+    for compression in (None, "zlib", "lzw", "zstd", "packbits"):
+        write(path, compression=compression, **layout)
+        check(path)
     for compression in (None, "zlib"):
-        tifffile.imwrite(
-            path, planes, photometric="rgb", planarconfig="separate", compression=compression, bigtiff=True, **layout
-        )
-        check(path, Image.fromarray(values))
-    tifffile.imwrite(path, values, photometric="rgb", compression="zlib", predictor=True, **layout)
-    check(path, Image.fromarray(values))
-    sixteen = values.astype(np.uint16) * 257
+        planes = VALUES.transpose(2, 0, 1)
+        write(path, planes, planarconfig="separate", compression=compression, bigtiff=True, **layout)
+        check(path)
+    write(path, compression="zlib", predictor=True, **layout)
+    check(path)
     for order in ("<", ">"):
         for compression in (None, "lzw"):
-            tifffile.imwrite(path, sixteen, photometric="rgb", compression=compression, byteorder=order, **layout)
-            check(path, Image.fromarray(values))
-    tifffile.imwrite(path, (values / 255).astype(np.float32), photometric="rgb", compression="zlib", **layout)
-    check(path, Image.fromarray(values))
+            write(path, VALUES.astype(np.uint16) * 257, compression=compression, byteorder=order, **layout)
+            check(path)
+    write(path, (VALUES / 255).astype(np.float32), compression="zlib", **layout)
+    check(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "I;16"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate"])
-def test_colours_are_those_of_the_whole_picture(
-    tmp_path: Path, values: NDArray[np.uint8], mode: str, compression: str | None
-) -> None:
-    image = Image.fromarray(values[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(values)
-    image = image if mode == "I;16" else image.convert(mode)
+def test_colours_are_those_of_the_whole_picture(path: Path, mode: str, compression: str | None) -> None:
+    image = Image.fromarray(VALUES[..., 0].astype(np.uint16) * 257) if mode == "I;16" else PHOTO.convert(mode)
     if mode in ("LA", "RGBA"):
-        image.putalpha(Image.fromarray(values[..., 1]))
-    image.save(tmp_path / "a.tif", compression=compression)
-    check(tmp_path / "a.tif", load_image(tmp_path / "a.tif"))
+        image.putalpha(Image.fromarray(VALUES[..., 1]))
+    image.save(path, compression=compression)
+    check(path, load_image(path))
 
 
-def test_jpeg_white_is_zero_and_more_channels(tmp_path: Path, values: NDArray[np.uint8]) -> None:
-    path = tmp_path / "a.tif"
-    smooth = Image.fromarray(values).resize((15, 10)).resize(SIZE, Image.Resampling.BICUBIC)
+def test_jpeg_white_is_zero_and_more_channels_are_read(path: Path) -> None:
+    smooth = PHOTO.resize((15, 10)).resize(SIZE, Image.Resampling.BICUBIC)
     smooth.save(path, compression="jpeg", quality=95)
     with open_windows(path) as picture:
         window = np.asarray(picture.read(20, 30, 90, 71)).astype(int)
     assert np.abs(window - np.asarray(smooth.crop((20, 30, 90, 71)))).max() < 40
-    tifffile.imwrite(path, values[..., 0], photometric="miniswhite", compression="zlib")
-    check(path, Image.fromarray(255 - values[..., 0]).convert("RGB"))
-    infrared = np.concatenate([values, values[..., :1]], axis=2)
-    tifffile.imwrite(path, infrared, photometric="rgb", extrasamples=["unspecified"], compression="zlib")
-    check(path, Image.fromarray(values))
-    clear = np.concatenate([np.zeros_like(values), np.zeros_like(values[..., :1])], axis=2)
-    tifffile.imwrite(path, clear, photometric="rgb", extrasamples=["assocalpha"], compression="zlib")
+    write(path, VALUES[..., 0], "miniswhite", compression="zlib")
+    check(path, Image.fromarray(255 - VALUES[..., 0]).convert("RGB"))
+    write(path, np.concatenate([VALUES, GREY], axis=2), extrasamples=["unspecified"], compression="zlib")
+    check(path)  # the fourth is infrared
+    clear = np.zeros((*VALUES.shape[:2], 4), np.uint8)
+    write(path, clear, extrasamples=["assocalpha"], compression="zlib")
     check(path, Image.new("RGB", SIZE, "white"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation(tmp_path: Path, values: NDArray[np.uint8], orientation: int) -> None:
-    tags = [(274, "H", 1, orientation, True)]
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression="zlib", extratags=tags)
-    check(tmp_path / "a.tif", load_image(tmp_path / "a.tif"))
+def test_every_orientation_is_read_upright(path: Path, orientation: int) -> None:
+    write(path, compression="zlib", extratags=[(274, "H", 1, orientation, True)])
+    check(path, load_image(path))
 
 
-def test_empty_tiles_are_black(tmp_path: Path) -> None:
-    write_black(tmp_path / "a.tif", 128, 64, sparse=True)
-    assert (tmp_path / "a.tif").stat().st_size < 1000
-    check(tmp_path / "a.tif", Image.new("RGB", (128, 128)))
+def test_empty_tiles_are_black(path: Path) -> None:
+    write_black(path, 128, 128, 64, sparse=True)
+    assert path.stat().st_size < 1000
+    check(path, Image.new("RGB", (128, 128)))
 
 
-def test_few_decoded_tiles_are_kept(tmp_path: Path, values: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_decoded_tiles_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff, "CACHE_BYTES", 10_000)
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", compression="zlib", tile=(32, 48))
-    check(tmp_path / "a.tif", Image.fromarray(values))
-    with open_windows(tmp_path / "a.tif") as picture:
+    write(path, compression="zlib", tile=(32, 48))
+    check(path)
+    with open_windows(path) as picture:
         picture.read(0, 0, *SIZE)
         assert isinstance(picture, tiff.TiffPicture)
         assert sum(part.nbytes for part in picture._segments._cache.values()) <= 10_000
@@ -143,17 +132,12 @@ def refused(path: Path) -> str:
     return text
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["tiles", "strips", "one strip"])
+@every_layout
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
-def test_broken_files_are_one_line(
-    tmp_path: Path,
-    values: NDArray[np.uint8],
-    layout: dict[str, Any],
-    compression: str | None,
-    capfd: pytest.CaptureFixture[str],
+def test_a_broken_file_is_refused_in_one_line(
+    path: Path, layout: dict[str, Any], compression: str | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, values, photometric="rgb", compression=compression, **layout)
+    write(path, compression=compression, **layout)
     data = path.read_bytes()
     for kept in (4, 9, 60, len(data) // 3, len(data) - 50):
         path.write_bytes(data[:kept])
@@ -164,37 +148,26 @@ def test_broken_files_are_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_kinds_that_are_no_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, np.zeros((20, 30, 7), np.uint8), photometric="minisblack", planarconfig="contig")
+def test_kinds_that_are_no_pictures_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, np.zeros((20, 30, 7), np.uint8), "minisblack", planarconfig="contig")
     assert "7 channels of kind minisblack are no RGB or grey picture; save it as RGB" in refused(path)
-    tifffile.imwrite(path, np.zeros((20, 30, 4), np.uint8), photometric="separated")
+    write(path, np.zeros((20, 30, 4), np.uint8), "separated")
     assert "4 channels of kind separated" in refused(path)
-    tifffile.imwrite(path, np.full((20, 30), 7.5, np.float32))
+    write(path, np.full((20, 30), 7.5, np.float32), None)
     assert "are not floats in [0, 1]; scale them first" in refused(path)
     monkeypatch.setattr(tiff, "MOST_BYTES", 500)
-    tifffile.imwrite(path, np.zeros((20, 30), np.uint8), compression="zlib")
-    assert "30 x 20 pixels in one strip, compressed, are too much at a time; save it as a TIFF with tiles" in refused(
-        path
-    )
-
-
-def test_without_the_packages(tmp_path: Path, values: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    write(path, np.zeros((20, 30), np.uint8), None, compression="zlib")
+    text = "30 x 20 pixels in one strip, compressed, are too much at a time; save it as a TIFF with tiles"
+    assert text in refused(path)
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with (
-        pytest.raises(MissingExtraError, match=r"tifffile; pip install 'dpseg\[tiff\]'"),
-        open_windows(tmp_path / "a.tif"),
-    ):
+    with pytest.raises(MissingExtraError, match=r"tifffile; pip install 'dpseg\[tiff\]'"), open_windows(path):
         pass
 
 
-def test_other_pictures_are_read_as_a_whole(
-    tmp_path: Path, values: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_pictures_are_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exif = Image.Exif()
     exif[274] = 6
-    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    PHOTO.save(tmp_path / "a.png", exif=exif)
     expected = load_image(tmp_path / "a.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 10_500)  # below the picture's 15,000, which is no obstacle ...
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
@@ -211,10 +184,10 @@ def test_other_pictures_are_read_as_a_whole(
 
 
 @pytest.mark.parametrize("cuts", [(7, 299), (), (100, 200), (256,), (10, 20, 260, 290)])
-def test_label_maps(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+def test_a_label_map_is_written_by_any_rows_at_a_time(path: Path, cuts: tuple[int, ...]) -> None:
     labels = np.random.default_rng(0).integers(0, 6, (300, 610), dtype=np.uint8)
     labels[labels == 5] = 255
-    path = write_labels(tmp_path / "a.tif", iter(np.split(labels, cuts)), (610, 300), 5, ())
+    assert write_labels(path, iter(np.split(labels, cuts)), (610, 300), 5, ()) == path
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         assert (page.is_tiled, page.compression.name, page.dtype) == (True, "ADOBE_DEFLATE", np.uint8)
@@ -225,15 +198,15 @@ def test_label_maps(tmp_path: Path, cuts: tuple[int, ...]) -> None:
     many = labels.astype(np.uint16) * 257
     write_labels(path, np.split(many, cuts), (610, 300), 256, ())
     assert np.array_equal(tifffile.imread(path), many)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.tif"]
 
 
-def test_the_georeference_is_carried_over(tmp_path: Path, values: NDArray[np.uint8]) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", extratags=GEO)
-    with open_windows(tmp_path / "a.tif") as picture:
+def test_the_georeference_is_carried_over(path: Path, tmp_path: Path) -> None:
+    write(path, extratags=GEO)
+    with open_windows(path) as picture:
         tags = picture.georeference
     write_labels(tmp_path / "b.tif", [np.zeros((100, 150), np.uint8)], SIZE, 2, tags)
-    with tifffile.TiffFile(tmp_path / "a.tif") as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
+    with tifffile.TiffFile(path) as before, tifffile.TiffFile(tmp_path / "b.tif") as after:
         first, second = before.pages.first, after.pages.first
         for code, *_ in GEO:
             assert second.tags[code].value == first.tags[code].value
@@ -242,8 +215,8 @@ def test_the_georeference_is_carried_over(tmp_path: Path, values: NDArray[np.uin
         assert second.geotiff_tags == first.geotiff_tags
 
 
-def test_a_label_map_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "a.tif").mkdir()
+def test_a_label_map_that_cannot_be_written_leaves_nothing(path: Path) -> None:
+    path.mkdir()
     with pytest.raises(OutputError, match="cannot be written"):
-        write_labels(tmp_path / "a.tif", [np.zeros((100, 150), np.uint8)], SIZE, 2, ())
-    assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+        write_labels(path, [np.zeros((100, 150), np.uint8)], SIZE, 2, ())
+    assert [file.name for file in path.parent.iterdir()] == ["a.tif"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +17,8 @@ from dpseg.video import movie as movie_module
 from dpseg.video.clip import Frame, open_clip
 from dpseg.video.movie import Movie
 from dpseg.video.shots import shots
-from support.clips import BLUE, RED, pictures_of, square, squares, write_clip, write_sound
+from support.clips import pictures_of, square, squares, write_clip, write_sound
+from support.pictures import BLUE, GREEN, RED, Colour
 
 
 def read(path: Path) -> tuple[list[Frame], str | None]:
@@ -25,7 +26,7 @@ def read(path: Path) -> tuple[list[Frame], str | None]:
         return list(clip.frames()), clip.problem
 
 
-def near(image: Image.Image, at: tuple[int, int], colour: tuple[int, int, int]) -> bool:
+def near(image: Image.Image, at: tuple[int, int], colour: Colour) -> bool:
     return bool(np.abs(np.array(image.getpixel(at)) - colour).max() < 30)
 
 
@@ -74,19 +75,13 @@ def test_a_cut_off_clip_is_read_as_far_as_it_goes(tmp_path: Path, name: str) -> 
         assert problem.startswith(f"{path}: ")
         assert "\n" not in problem
         assert f"read up to {frames[-1].time + 0.1:.2f} s" in problem
-
-
-def test_damage_in_the_middle_is_passed_over(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4", squares(60, (192, 128)), crf=0)
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 200] = bytes(200)
-    path.write_bytes(data)
-    frames, problem = read(path)
-    assert len(frames) > 45
-    assert frames[-1].time > 5.5
-    assert problem is not None
-    assert "damaged in" in problem
+    if name == "a.mp4":  # damage in its middle is passed over
+        path.write_bytes(data[: len(data) // 2] + bytes(200) + data[len(data) // 2 + 200 :])
+        frames, problem = read(path)
+        assert len(frames) > 45
+        assert frames[-1].time > 5.5
+        assert problem is not None
+        assert "damaged in" in problem
 
 
 def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +97,7 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, monkeypatch: py
         with pytest.raises(ImageError, match=what) as caught:
             read(tmp_path / name)
         assert "\n" not in str(caught.value)
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[video\]'"):
         read(tmp_path / "text.mp4")
 
@@ -114,6 +109,8 @@ def test_a_movie_keeps_size_rate_times_and_colours(tmp_path: Path, monkeypatch: 
     with Movie(tmp_path / "a.mp4", Fraction(10), (97, 65)) as movie:
         for number, time in enumerate(times):
             movie.add(square(number, (97, 65)), time)
+    import av
+
     with av.open(str(tmp_path / "a.mp4")) as file:
         assert [stream.type for stream in file.streams] == ["video"]
         frames = list(file.decode(video=0))
@@ -170,7 +167,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_shots_end_at_cuts_and_not_at_movement() -> None:
-    green = [Image.new("RGB", (96, 64), (10, 180, 40))] * 3
+    green = [Image.new("RGB", (96, 64), GREEN)] * 3
     frames = [Frame(n, n / 10, image) for n, image in enumerate([*squares(20), *green, *squares(4)])]
     parts = [[frame.number for frame in shot] for shot in shots(frames)]
     assert parts == [list(range(20)), [20, 21, 22], [23, 24, 25, 26]]

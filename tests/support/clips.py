@@ -1,4 +1,4 @@
-"""For the tests of videos: small clips with moving coloured squares, made with PyAV."""
+"""Small clips with moving coloured squares, made with PyAV."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 from PIL import Image
 
-RED, BLUE, GREEN = (220, 30, 20), (20, 40, 220), (10, 180, 40)
+from support.pictures import BLUE, RED, Colour
 
 
-def square(number: int, size: tuple[int, int] = (96, 64), colour: tuple[int, int, int] = RED) -> Image.Image:
+def square(number: int, size: tuple[int, int] = (96, 64), colour: Colour = RED) -> Image.Image:
     """A square on blue that has moved by 2 pixels a frame."""
     picture = Image.new("RGB", size, BLUE)
     left = 8 + 2 * number % (size[0] // 2)
@@ -36,6 +35,8 @@ def write_clip(
         turn: degrees counterclockwise by which players are told to turn it.
         crf: quality; lower is better.
     """
+    import av
+
     options = {"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream("libx264", rate, options={"crf": str(crf), "g": "10"})
@@ -52,6 +53,8 @@ def write_clip(
 
 def write_sound(path: Path) -> Path:
     """Writes a file with sound alone."""
+    import av
+
     with av.open(str(path), "w") as file:
         stream = file.add_stream("aac", 8000)
         for number in range(8):
@@ -65,5 +68,7 @@ def write_sound(path: Path) -> Path:
 
 def pictures_of(path: Path) -> list[Image.Image]:
     """Reads a clip as any program would."""
+    import av
+
     with av.open(str(path)) as file:
         return [frame.to_image() for frame in file.decode(video=0)]

@@ -1,4 +1,4 @@
-"""For the tests of large pictures: a tiny model that tells colours apart, and TIFF files of any size."""
+"""Large pictures: prompts of four colours, and TIFF files of any size that take little room."""
 
 from __future__ import annotations
 
@@ -6,38 +6,32 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import tifffile
-import torch
-from PIL import Image
 
-from dpseg.cache import EmbeddingCache
-from dpseg.config import ModelConfig
-from dpseg.model.dpseg import DPSeg
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
+from support.pictures import BLUE, GREEN, RED, WHITE, plain
 
-CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
-COLOURS = {"red": (220, 30, 20), "blue": (20, 40, 220), "green": (10, 180, 40), "white": (240, 240, 240)}
-
-
-def make_segmenter(folder: Path, config: ModelConfig = CONFIG) -> Segmenter:
-    torch.manual_seed(0)
-    return Segmenter(DPSeg(config), cache=EmbeddingCache(folder))
+COLOURS = {"red": RED, "blue": BLUE, "green": GREEN, "white": WHITE}
 
 
-def prompts_of(segmenter: Segmenter) -> PromptSet:
-    return segmenter.prompts(references={name: Image.new("RGB", (32, 32), colour) for name, colour in COLOURS.items()})
+def four_colours(segmenter: Segmenter) -> PromptSet:
+    """Prompts of `COLOURS`, a picture each."""
+    return segmenter.prompts(references={name: plain(colour) for name, colour in COLOURS.items()})
 
 
-def write_black(path: Path, side: int, tile: int, sparse: bool = False) -> None:
+def write_black(path: Path, width: int, height: int, tile: int, sparse: bool = False) -> Path:
     """Writes a large black picture, whose file is small; sparse: all tiles but the first are missing."""
+    import tifffile
+
     black = zlib.compress(bytes(tile * tile * 3))
+    tiles = -(-width // tile) * -(-height // tile)
     with tifffile.TiffWriter(path) as file:
         file.write(
-            (b"" if sparse and number else black for number in range((-(-side // tile)) ** 2)),
-            shape=(side, side, 3),
+            (b"" if sparse and number else black for number in range(tiles)),
+            shape=(height, width, 3),
             dtype=np.uint8,
             tile=(tile, tile),
             photometric="rgb",
             compression="zlib",
         )
+    return path
