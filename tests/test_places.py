@@ -15,20 +15,17 @@ def targets(*photos: str) -> list[str]:
     return [(folder / stem).as_posix() for folder, stem in places.values()]
 
 
-def test_distinct_names_go_straight_into_the_folder() -> None:
-    assert targets("a/one.jpg", "b/two.png") == ["one", "two"]
-
-
-def test_equal_names_keep_their_folders() -> None:
-    assert targets("x/day1/one.jpg", "x/day2/one.jpg", "x/two.jpg") == ["day1/one", "day2/one", "two"]
-
-
-def test_equal_names_that_differ_in_case_do_too() -> None:
-    assert targets("x/a/one.jpg", "x/b/ONE.jpg") == ["a/one", "b/ONE"]
-
-
-def test_one_folder_with_two_endings() -> None:
-    assert targets("x/one.jpg", "x/one.png", "x/two.png") == ["one.jpg", "one.png", "two"]
+@pytest.mark.parametrize(
+    ("photos", "expected"),
+    [
+        (["a/one.jpg", "b/two.png"], ["one", "two"]),  # straight into the folder
+        (["x/day1/one.jpg", "x/day2/one.jpg", "x/two.jpg"], ["day1/one", "day2/one", "two"]),
+        (["x/a/one.jpg", "x/b/ONE.jpg"], ["a/one", "b/ONE"]),
+        (["x/one.jpg", "x/one.png", "x/two.png"], ["one.jpg", "one.png", "two"]),
+    ],
+)
+def test_equal_names_keep_their_folders_or_endings(photos: list[str], expected: list[str]) -> None:
+    assert targets(*photos) == expected
 
 
 def test_nothing_is_ever_twice() -> None:
