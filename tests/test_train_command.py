@@ -1,4 +1,4 @@
-"""`dpseg train` as processes: what a run leaves, kills, several processes, damaged photos."""
+"""`dpseg train`: what a run leaves, kills, several processes, damaged photos, mistakes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
+import dpseg.commands.train as command
 from dpseg.commands.train import TrainOptions, train
 from dpseg.errors import ConfigError, DataError
-from support.labelled_set import write_set
+from dpseg.training.loop import Progress
+from support import forked
+from support.tiny_recipe import tiny_recipe, write_recipe
 
 DPSEG = [sys.executable, "-m", "dpseg"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -28,45 +33,29 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    write_set(tmp_path / "data" / "shapes")
-    values = {
-        "model": {
-            "encoder": "tiny",
-            "image_size": 32,
-            "templates": 1,
-            "widths": [8, 8, 8, 8],
-            "image_widths": [4, 4, 4],
-            "heads": 2,
-            "train_pool": 1,
-        },
-        "data": [{"name": "shapes"}],
-        "data_root": str(tmp_path / "data"),
-        "out": str(tmp_path / "run"),
-        "iterations": 5,
-        "batch_size": 2,
-        "crop": 64,
-        "photo_size": 64,
-        "classes": 3,
-        "hard_negatives": 0.5,
-        "refined": 0.5,
-        "ema": 0.9,
-        "lr": 0.01,
-        "encoder_lr": 1.0,
-        "checkpoint_minutes": 0.0,
-        "log_steps": 1,
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    config = tiny_recipe(
+        tmp_path, {"image_size": 32, "widths": (8, 8, 8, 8)}, iterations=5, hard_negatives=0.5, refined=0.5, ema=0.9,
+        warmup=50, log_steps=1,
+    )  # fmt: skip
+    return write_recipe(tmp_path / "recipe.yaml", config)
 
 
-def run(recipe: Path, *words: str, start: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*(start or DPSEG), "train", "--config", str(recipe), "--accelerator", "cpu", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment(), check=False)
+class Lines(Console):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def print(self, *objects: object, **_: object) -> None:  # type: ignore[override]
+        self.lines += map(str, objects)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+def run(recipe: Path, *words: str, devices: int = 1, accelerator: str = "cpu") -> str:
+    """Trains in this process, and returns the lines that it tells."""
+    console = Lines()
+    assert train(TrainOptions(recipe, words, devices=devices, accelerator=accelerator), console) == 0
+    return "\n".join(console.lines)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -74,14 +63,16 @@ def rows(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+def same_runs(one: Path, two: Path, steps: int) -> None:
+    """Asserts that two runs logged each step once, and ended with the same weights."""
+    assert [row["step"] for row in rows(two)] == list(range(1, steps + 1))
+    assert [row["loss"] for row in rows(one)] == [row["loss"] for row in rows(two)]
+    first, second = (load_file(folder / "final" / "model.safetensors") for folder in (one, two))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_a_run_leaves_model_curves_metrics_and_how_it_was_made(recipe: Path) -> None:
-    lines: list[str] = []
-
-    class Lines(Console):
-        def print(self, *objects: object, **_: object) -> None:  # type: ignore[override]
-            lines.extend(str(one) for one in objects)
-
-    assert train(TrainOptions(recipe, ["--iterations", "4"], accelerator="cpu"), Lines()) == 0
+    told = run(recipe, "--iterations", "4")
     folder = recipe.parent / "run"
     assert [row["step"] for row in rows(folder)] == [1, 2, 3, 4]
     assert all(row["loss"] == pytest.approx(row["ce"] + row["bce"] + row["aux"], rel=1e-4) for row in rows(folder))
@@ -92,72 +83,130 @@ def test_a_run_leaves_model_curves_metrics_and_how_it_was_made(recipe: Path) -> 
     assert start["processes"] == 1
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["iterations"] == 4
     assert (folder / "final" / "model.safetensors").is_file()
-    assert any("step 4/4 loss" in line and "s/step, 0 min left" in line for line in lines)
+    assert any("step 4/4 loss" in line and "s/step, 0 min left" in line for line in told.splitlines())
 
 
-def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
-    whole = run(recipe, "--iterations", "40", "--out", str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    command = [*DPSEG, "train", "--config", str(recipe), "--accelerator", "cpu", "--iterations", "40"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    resumed = run(recipe, "--iterations", "40")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at step" in resumed.stdout
-    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 41))
-    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "run")]
-    assert losses[0] == losses[1]
-    first, second = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "run"))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+def train_until(recipe: Path, last: int) -> None:
+    """Is killed when it has told of a step, and has not yet written the checkpoint of that."""
+    add = command._Watch.add
+
+    def add_or_die(self: command._Watch, now: Progress) -> None:
+        add(self, now)
+        if now.step == last:
+            forked.kill_me()
+
+    command._Watch.add = add_or_die  # type: ignore[method-assign]
+    run(recipe)
 
 
-@pytest.mark.parametrize("start", [TORCHRUN + DPSEG, DPSEG], ids=["torchrun", "devices"])
-def test_two_processes_are_one_with_the_same_crops(recipe: Path, tmp_path: Path, start: list[str]) -> None:
-    words = ["--iterations", "3", "--batch_size", "4", "--ema", "0.0"]
-    alone = run(recipe, *words, "--out", str(tmp_path / "alone"))
-    assert alone.returncode == 0, alone.stderr
-    both = run(recipe, *words, "--out", str(tmp_path / "both"), "--devices", "2", start=start)
-    assert both.returncode == 0, both.stderr
-    assert json.loads((tmp_path / "both" / "run.json").read_text())[0]["processes"] == 2
-    one, two = (rows(tmp_path / name) for name in ("alone", "both"))
-    assert [row["step"] for row in two] == [1, 2, 3]
-    for a, b in zip(one, two, strict=True):
+def test_a_run_that_is_killed_goes_on_and_ends_like_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
+    run(recipe, "--out", str(tmp_path / "whole"))
+    assert forked.killed(train_until, recipe, 4)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+    assert "resumed at step 3" in run(recipe)
+    same_runs(tmp_path / "whole", tmp_path / "run", 5)
+
+
+WORDS = ("--batch_size", "4", "--ema", "0.0")
+
+
+def train_with_another(recipe: Path, out: Path) -> None:
+    run(recipe, *WORDS, "--iterations", "2", "--out", str(out), devices=2)
+
+
+def compare_processes(alone: Path, both: Path, steps: Sequence[int]) -> None:
+    """Asserts that a run of two processes had the losses of a run of one."""
+    assert json.loads((both / "run.json").read_text())[0]["processes"] == 2
+    assert [row["step"] for row in rows(both)] == steps
+    for a, b in zip(rows(alone), rows(both), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-5)
 
 
+def test_two_processes_are_one_with_the_same_crops(recipe: Path, tmp_path: Path) -> None:
+    """As torchrun would start them, whose variables Fabric reads; the slow test has torchrun itself."""
+    run(recipe, *WORDS, "--iterations", "2", "--out", str(tmp_path / "alone"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        forked.start(train_with_another, recipe, tmp_path / "both", RANK=rank, LOCAL_RANK=rank, **shared)
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == [0, 0]
+    compare_processes(tmp_path / "alone", tmp_path / "both", [1, 2])
+
+
+def started(recipe: Path, *words: str, start: Sequence[str] = DPSEG) -> subprocess.Popen[str]:
+    """Starts the command as users do."""
+    arguments = [*start, "train", "--config", str(recipe), "--accelerator", "cpu", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(recipe: Path, *words: str, start: Sequence[str] = DPSEG) -> str:
+    """Runs the command as users do, and returns what it prints."""
+    process = started(recipe, *words, start=start)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_at_any_time_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    finished(recipe, "--iterations", "40", "--out", str(tmp_path / "whole"))
+    process = started(recipe, "--iterations", "40")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert "resumed at step" in finished(recipe, "--iterations", "40")
+    same_runs(tmp_path / "whole", tmp_path / "run", 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [TORCHRUN + DPSEG, DPSEG], ids=["torchrun", "devices"])
+def test_the_command_starts_two_processes(recipe: Path, tmp_path: Path, start: list[str]) -> None:
+    words = [*WORDS, "--iterations", "3"]
+    finished(recipe, *words, "--out", str(tmp_path / "alone"))
+    finished(recipe, *words, "--out", str(tmp_path / "both"), "--devices", "2", start=start)
+    compare_processes(tmp_path / "alone", tmp_path / "both", [1, 2, 3])
+
+
+def damage(*photos: Path) -> None:
+    for photo in photos:
+        photo.write_bytes(photo.read_bytes()[:200])
+
+
 def test_damaged_photos_are_counted_and_replaced(recipe: Path) -> None:
-    photo = recipe.parent / "data" / "shapes" / "images" / "photo1.png"
-    photo.write_bytes(photo.read_bytes()[:200])
+    damage(recipe.parent / "data" / "shapes" / "images" / "photo1.png")
     with pytest.raises(Exception, match="photo1"):
-        train(TrainOptions(recipe, accelerator="cpu"), Console(quiet=True))
-    words = ["--in_memory", "false", "--iterations", "12", "--workers", "1"]
-    assert train(TrainOptions(recipe, words, accelerator="cpu"), Console(quiet=True)) == 0
+        run(recipe)
+    run(recipe, "--in_memory", "false", "--iterations", "12", "--workers", "1")
     skipped = [row["skipped"] for row in rows(recipe.parent / "run")]
     assert 1 <= skipped[-1] <= 24
     assert skipped == sorted(skipped)
 
 
 def test_a_set_of_damaged_photos_stops_the_run(recipe: Path) -> None:
-    words = ["--in_memory", "false", "--hard_negatives", "0.0"]
-    assert train(TrainOptions(recipe, words, accelerator="cpu"), Console(quiet=True)) == 0
-    for photo in (recipe.parent / "data" / "shapes" / "images").iterdir():
-        photo.write_bytes(photo.read_bytes()[:200])
+    words = ["--in_memory", "false", "--hard_negatives", "0.0", "--iterations", "1"]
+    run(recipe, *words)
+    damage(*(recipe.parent / "data" / "shapes" / "images").iterdir())
     with pytest.raises(DataError, match="no photo shows an object"):
-        train(TrainOptions(recipe, words, accelerator="cpu"), Console(quiet=True))
+        run(recipe, *words)
 
 
 def test_a_batch_that_processes_cannot_share_is_an_error(recipe: Path) -> None:
     with pytest.raises(ConfigError, match="batch_size 2 cannot be shared by 3 processes"):
-        train(TrainOptions(recipe, devices=3, accelerator="cpu"), Console(quiet=True))
+        run(recipe, devices=3)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_accelerator_that_is_not_there_is_an_error(recipe: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="cannot train on 1 x cuda"):
-        train(TrainOptions(recipe, accelerator="cuda"), Console(quiet=True))
+        run(recipe, accelerator="cuda")
