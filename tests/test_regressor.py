@@ -175,9 +175,9 @@ def test_each_kind_of_feature_prompts_gives_its_bank() -> None:
 
 
 def test_a_folder_is_regressed_from_as_it_is_when_asked(tmp_path: Path) -> None:
-    store = fill(tmp_path, ["cat", "dog"])
+    store = fill(tmp_path, "cat", "dog")
     source = RegressedBank((store,))
-    fill(tmp_path, ["sofa", "lamp"], seed=1)
+    fill(tmp_path, "sofa", "lamp", seed=1)
     store.refresh()
     queries = torch.eye(6)[:2]
     expected = FeatureRegressor.fit(BankStore(tmp_path).to_bank()).lookup(queries)
