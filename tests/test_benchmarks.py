@@ -19,15 +19,14 @@ from dpseg.data.labelled import MappedSet, prompts_of, reduced_size, shipped_nam
 from dpseg.data.mask_cache import cache_folder, prepare, with_prepared
 from dpseg.data.pascal import CONTEXT_59
 from dpseg.errors import DataError, ImageError
+from support.downloads import CONTEXT_MAPS, CONTEXT_STEMS, write_context, write_voc
 from support.labelled_set import save
 
 PHOTO = np.zeros((2, 4, 3), np.uint8)
 VOC_STEMS = ("2007_000042", "2007_000033")
-CONTEXT_STEMS = ("2008_000002", "2008_000003")
+VOC_MASK = [[0, 1, 2, 20], [15, 15, 255, 0]]
 COCO_STEMS = ("000000000139", "000000000285")
 ADE_STEM = "cultural/apse__indoor/ADE_val_00000001"
-CONTEXT_MAPS = "VOCdevkit/VOC2010/trainval"
-PALETTE = [value for colour in range(256) for value in (colour, 255 - colour, 7)]
 
 
 def write_a150(root: Path) -> None:
@@ -53,27 +52,8 @@ def write_a847(
     save(photo.with_name(f"{photo.stem}_parts_1.png"), channels)
 
 
-def write_voc(root: Path) -> None:
-    home = root / "VOCdevkit" / "VOC2012"
-    (home / "SegmentationClass").mkdir(parents=True)
-    for stem in (*VOC_STEMS, "2007_000129"):
-        save(home / "JPEGImages" / f"{stem}.jpg", PHOTO)
-        mask = Image.fromarray(np.array([[0, 1, 2, 20], [15, 15, 255, 0]], np.uint8))
-        mask.putpalette(PALETTE)
-        mask.save(home / "SegmentationClass" / f"{stem}.png")
-    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
-    (home / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(VOC_STEMS) + "\n")
-
-
-def write_context(root: Path) -> None:
-    values = np.array([[1, 2, 9, 458], [284, 0, 397, 459]], np.uint16)
-    (root / CONTEXT_MAPS).mkdir(parents=True)
-    for stem in CONTEXT_STEMS:
-        save(root / "VOCdevkit" / "VOC2010" / "JPEGImages" / f"{stem}.jpg", PHOTO)
-        savemat(root / CONTEXT_MAPS / f"{stem}.mat", {"LabelMap": values, "other": 1})
-    lists = root / "VOCdevkit" / "VOC2010" / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("\n".join(CONTEXT_STEMS) + "\n")
+def write_voc20(root: Path) -> None:
+    write_voc(root, dict.fromkeys((*VOC_STEMS, "2007_000129"), VOC_MASK), {"val": VOC_STEMS})
 
 
 def write_coco_stuff(root: Path, images: str = "", maps: str = "stuffthingmaps_trainval2017") -> None:
@@ -104,10 +84,10 @@ DOWNLOADS = {
         write_a847, ("", "ADE20K_2021_17_01"), (ADE_STEM,), 847, 65535, [[0, 1, 846, 2], [65535, 11, 65535, 5]],
     ),
     "pas20": Download(
-        write_voc, ("", "VOCdevkit", "VOCdevkit/VOC2012"), VOC_STEMS, 20, 255, [[255, 0, 1, 19], [14, 14, 255, 255]],
+        write_voc20, ("", "VOCdevkit", "VOCdevkit/VOC2012"), VOC_STEMS, 20, 255, [[255, 0, 1, 19], [14, 14, 255, 255]],
     ),
     "pas20b": Download(
-        write_voc, ("",), VOC_STEMS, 21, 255, [[20, 0, 1, 19], [14, 14, 255, 20]], {14: "person", 20: "background"},
+        write_voc20, ("",), VOC_STEMS, 21, 255, [[20, 0, 1, 19], [14, 14, 255, 20]], {14: "person", 20: "background"},
     ),
     "pc459": Download(
         write_context, ("",), CONTEXT_STEMS, 459, 65535, [[0, 1, 8, 457], [283, 65535, 396, 458]],
@@ -143,7 +123,7 @@ def test_values_of_the_official_masks_become_classes(tmp_path: Path, name: str) 
 
 
 def test_the_background_of_voc_is_decoded_as_the_39_other_classes_of_context(tmp_path: Path) -> None:
-    write_voc(tmp_path)
+    write_voc20(tmp_path)
     dataset = open_dataset("pas20b", tmp_path)
     names, classes = prompts_of(dataset)
     assert len(names) == len(classes) == 59

@@ -6,17 +6,15 @@ import csv
 import io
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
-from scipy.io import savemat
 
 from dpseg.commands.data import DataOptions, check, class_table, prepare
 from dpseg.data.check import check_dataset, official_count, open_leniently
 from dpseg.errors import DataError, MissingExtraError, ModelNotFoundError
+from support.downloads import CONTEXT_MAPS, CONTEXT_STEMS, ran, write_context
 from support.labelled_set import save, write_labelled
 
 
@@ -25,28 +23,10 @@ def write_pets(root: Path, stems: str = "ab") -> str:
     return str(write_labelled(root / "pets", masks, ("background", "cat, kitten", "dog")))
 
 
-def write_context(root: Path) -> Path:
-    """Writes PASCAL-Context with one photo, and returns the file of its labels."""
-    home = root / "VOCdevkit" / "VOC2010"
-    for part in ("trainval", "ImageSets/Main"):
-        (home / part).mkdir(parents=True)
-    save(home / "JPEGImages" / "2008_000002.jpg", np.zeros((1, 3, 3)))
-    savemat(home / "trainval" / "2008_000002.mat", {"LabelMap": np.array([[1, 2, 459]], np.uint16)})
-    (home / "ImageSets" / "Main" / "val.txt").write_text("2008_000002\n")
-    return home / "trainval" / "2008_000002.mat"
-
-
-def ran(command: Any, *options: Any, **more: Any) -> tuple[int, str, str]:
-    """Runs a command and returns its status and what it printed to the two consoles."""
-    printed, errors = io.StringIO(), io.StringIO()
-    status = command(DataOptions(*options, **more), Console(file=printed, width=100), Console(file=errors, width=100))
-    return status, printed.getvalue(), errors.getvalue()
-
-
 def test_a_whole_set_passes_and_its_classes_are_written_and_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
-    status, printed, errors = ran(check, write_pets(tmp_path), split=None, out=out)
+    status, printed, errors = ran(check, DataOptions(write_pets(tmp_path), split=None, out=out))
     assert status == 0
     assert printed.splitlines()[:6] == [
         "| class | pixels | % | photos |",
@@ -76,8 +56,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     root = write_pets(tmp_path)
     with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[train\]'"):
-        ran(check, root, split=None, out=tmp_path / "out")
-    status, printed, _ = ran(check, root, split=None)
+        ran(check, DataOptions(root, split=None, out=tmp_path / "out"))
+    status, printed, _ = ran(check, DataOptions(root, split=None))
     assert (status, len(printed.splitlines())) == (0, 6)
 
 
@@ -88,7 +68,7 @@ def test_everything_that_is_broken_is_listed(tmp_path: Path) -> None:
     save(root / "masks" / "c.png", np.zeros((9, 9)))
     save(root / "masks" / "d.png", np.full((2, 4), 3))
     (root / "images" / "e.png").write_bytes(b"no picture")
-    status, printed, errors = ran(check, str(root), split=None)
+    status, printed, errors = ran(check, DataOptions(str(root), split=None))
     assert status == 1
     problems = [line for line in errors.splitlines() if line.startswith("problem: ")]
     expected = (
@@ -101,7 +81,7 @@ def test_everything_that_is_broken_is_listed(tmp_path: Path) -> None:
     assert [text in problem for problem, text in zip(problems, expected, strict=True)] == [True] * 5
     assert "| not labelled | 0 |" in printed
     (root / "val.txt").write_text("b\n")
-    status, _, errors = ran(check, "pets", tmp_path, "val")
+    status, _, errors = ran(check, DataOptions("pets", tmp_path, "val"))
     assert status == 1
     assert "is missing; add it or take it off the list" in errors
     assert errors.count("problem: ") == 1
@@ -111,7 +91,7 @@ def test_long_tables_and_lists_of_problems_are_cut(tmp_path: Path) -> None:
     root = Path(write_pets(tmp_path, "abcdefghijklmnopqrstuvwxy"))
     for path in (root / "masks").iterdir():
         path.write_bytes(b"broken")
-    _, _, errors = ran(check, str(root), split=None)
+    _, _, errors = ran(check, DataOptions(str(root), split=None))
     assert errors.count("problem: ") == 21
     assert "problem: and 5 more" in errors
     finding = check_dataset(open_leniently(root, split=None))
@@ -121,10 +101,10 @@ def test_long_tables_and_lists_of_problems_are_cut(tmp_path: Path) -> None:
 
 def test_counts_are_compared_with_the_official_ones(tmp_path: Path) -> None:
     write_context(tmp_path)
-    status, printed, errors = ran(check, "pc459", tmp_path)
+    status, printed, errors = ran(check, DataOptions("pc459", tmp_path))
     assert status == 0
-    assert "warning: 1 photos are there, officially there are 5105" in errors
-    assert "| accordion | 1 | 33.33 | 1 |" in printed
+    assert "warning: 2 photos are there, officially there are 5105" in errors
+    assert "| accordion | 2 | 12.50 | 2 |" in printed
     assert "| 419 more: see classes.csv of --out | | | |" in printed
     assert official_count("PAS20", "trainval") == 2913
     assert official_count("pets", "val") is None
@@ -132,15 +112,15 @@ def test_counts_are_compared_with_the_official_ones(tmp_path: Path) -> None:
 
 
 def test_prepare_writes_once_and_says_what_is_damaged(tmp_path: Path) -> None:
-    labels = write_context(tmp_path)
-    status, printed, errors = ran(prepare, "pc59", tmp_path)
+    write_context(tmp_path)
+    status, printed, errors = ran(prepare, DataOptions("pc59", tmp_path))
     assert status == 0
-    assert "1 masks written, 0 kept, officially there are 5105" in printed
-    assert "1/1 masks" in errors
-    assert len(list(tmp_path.rglob("dpseg-masks/*/2008_000002.png"))) == 1
-    assert "0 masks written, 1 kept" in ran(prepare, "pc59", tmp_path)[1]
-    labels.write_bytes(b"cut off")
-    status, _, errors = ran(prepare, "pc459", tmp_path)
+    assert "2 masks written, 0 kept, officially there are 5105" in printed
+    assert "2/2 masks" in errors
+    assert {path.stem for path in tmp_path.rglob("dpseg-masks/*/*.png")} == set(CONTEXT_STEMS)
+    assert "0 masks written, 2 kept" in ran(prepare, DataOptions("pc59", tmp_path))[1]
+    (tmp_path / CONTEXT_MAPS / "2008_000002.mat").write_bytes(b"cut off")
+    status, _, errors = ran(prepare, DataOptions("pc459", tmp_path))
     assert status == 1
     assert "problem: " in errors
     assert "2008_000002.mat: cannot be read as a MATLAB file" in errors
@@ -150,8 +130,8 @@ def test_prepare_is_for_benchmarks_that_need_it(tmp_path: Path) -> None:
     write_context(tmp_path)
     save(tmp_path / "ADEChallengeData2016" / "images" / "validation" / "a.jpg", np.zeros((1, 3, 3)))
     (tmp_path / "ADEChallengeData2016" / "annotations" / "validation").mkdir(parents=True)
-    assert "nothing to prepare" in ran(prepare, "a150", tmp_path)[1]
+    assert "nothing to prepare" in ran(prepare, DataOptions("a150", tmp_path))[1]
     with pytest.raises(ModelNotFoundError, match="no benchmark is called 'pc60'; did you mean"):
-        ran(prepare, "pc60", tmp_path)
+        ran(prepare, DataOptions("pc60", tmp_path))
     with pytest.raises(DataError, match="no split 'test'"):
-        ran(prepare, "pc59", tmp_path, "test")
+        ran(prepare, DataOptions("pc59", tmp_path, "test"))

@@ -34,7 +34,8 @@ from dpseg.evaluation.table import Report, Row
 from dpseg.evaluation.tally import Tally
 from dpseg.plots import check_matplotlib, confusion_bars, iou_bars
 from dpseg.segmenter import Segmenter
-from support.labelled_set import paint, save, write_labelled, write_set
+from support.downloads import ran, write_voc
+from support.labelled_set import save, write_labelled, write_set
 from support.pictures import BLUE, RED
 
 COLOURS = ((128, 128, 128), RED, BLUE)
@@ -175,28 +176,14 @@ def test_several_names_can_stand_for_one_class(tmp_path: Path, segmenter: Segmen
     assert report.rows[0].matrix.pixels == 2 * 96 * 96
 
 
-def printed(options: EvaluateOptions) -> str:
-    """Runs `dpseg evaluate` and returns what it prints."""
-    console = Console(file=io.StringIO(), width=400)
-    assert run_command(options, console, Console(file=io.StringIO())) == 0
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_benchmarks_by_name_with_pictures_from_their_train_split_in_two_processes(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, real: bool
 ) -> None:
-    home = tmp_path / "VOCdevkit" / "VOC2012"
-    for number in range(4):
-        mask = np.zeros((60, 90), dtype=int)
-        mask[10:50, 10:40], mask[20:50, 50:80] = 8, 12  # cat, dog
-        mask[9, 10:40] = 255
-        save(home / "JPEGImages" / f"{number}.jpg", paint(np.minimum(mask // 5, 2)))
-        save(home / "SegmentationClass" / f"{number}.png", mask)
-    (home / "ImageSets" / "Segmentation").mkdir(parents=True)
-    (home / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n1\n")
-    (home / "ImageSets" / "Segmentation" / "val.txt").write_text("2\n3\n")
+    mask = np.zeros((60, 90), dtype=int)
+    mask[10:50, 10:40], mask[20:50, 50:80] = 8, 13  # cat, horse
+    mask[9, 10:40] = 255
+    write_voc(tmp_path, dict.fromkeys("0123", mask), {"train": "01", "val": "23"})
     shared: list[tuple[int, int]] = []
 
     def run_here(source: workers.ModelSource, jobs: Any, processes: int, threads: int, step: Any) -> None:
@@ -207,7 +194,9 @@ def test_benchmarks_by_name_with_pictures_from_their_train_split_in_two_processe
     if not real:
         monkeypatch.setattr(workers, "run_processes", run_here)
     config = EvalConfig(prompts=("text", "both"), refine=(True,), block=1)
-    text = printed(EvaluateOptions(None, config, model=model, sets=("pas20", "PAS20b"), root=tmp_path, processes=2))
+    options = EvaluateOptions(None, config, model=model, sets=("pas20", "PAS20b"), root=tmp_path, processes=2)
+    status, text, _ = ran(run_command, options)
+    assert status == 0
     assert shared == ([] if real else [(2, max(1, torch.get_num_threads() // 2))])
     assert "pas20 val: 2 photos, 20 classes" in text
     assert "pas20b val: 2 photos, 21 classes" in text
@@ -221,7 +210,9 @@ def test_several_data_sets_make_sections_and_one_table(tmp_path: Path, model: st
     first, second = write_set(tmp_path / "first", photos=5), write_set(tmp_path / "second", photos=2, seed=1)
     config = EvalConfig(prompts=("text",), ignore_background=False)
     out = tmp_path / "report"
-    text = printed(EvaluateOptions(first, config, model=model, out=out, sets=(str(second),), seen="coco"))
+    options = EvaluateOptions(first, config, model=model, out=out, sets=(str(second),), seen="coco")
+    status, text, _ = ran(run_command, options)
+    assert status == 0
     assert text.rstrip().endswith("report.md")
     report = (out / "report.md").read_text()
     assert re.findall(r"^## (.*)$", report, flags=re.MULTILINE) == ["first", "second"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import os
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from dpseg.commands.evaluate import EvaluateOptions, evaluate, shard_of
 from dpseg.config import EvalConfig
@@ -27,6 +25,7 @@ from dpseg.evaluation.evaluate import evaluate as measure
 from dpseg.evaluation.plan import Plan, make_plan
 from dpseg.evaluation.workers import Job, ModelSource, run_jobs, run_processes
 from dpseg.segmenter import Segmenter
+from support.downloads import ran
 from support.labelled_set import write_set
 from support.tiny import tiny_model
 
@@ -200,10 +199,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path, whole: Job, segment
 
 def run(options: EvaluateOptions) -> str:
     """Runs the command and returns what it prints."""
-    console = Console(file=io.StringIO(), width=300)
-    assert evaluate(options, console, Console(file=io.StringIO())) == 0
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    status, printed, _ = ran(evaluate, options)
+    assert status == 0
+    return printed
 
 
 def test_shards_write_the_report_when_all_are_there(tmp_path: Path, model: str, data: Path) -> None:
