@@ -171,6 +171,9 @@ def test_truncated_files_are_refused_not_half_grey(tmp_path: Path, photo: Path, 
     for kept in (0.02, 0.3, 0.6, 0.95):
         path.write_bytes(data[: int(len(data) * kept)])
         assert f"cut.{suffix}" in error_of(path)
+
+
+def test_a_truncated_pil_image_names_its_file(photo: Path) -> None:
     photo.write_bytes(photo.read_bytes()[:2000])
     assert "photo.jpg: truncated" in error_of(Image.open(photo))
 
