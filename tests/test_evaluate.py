@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -22,7 +21,6 @@ from dpseg.config import EvalConfig
 from dpseg.data.folder import FolderDataset
 from dpseg.data.labelled import MappedSet, MaskFormat, Pairs
 from dpseg.errors import ConfigError, DataError, MissingExtraError
-from dpseg.evaluation import workers
 from dpseg.evaluation.evaluate import encode_prompts, evaluate, predict
 from dpseg.evaluation.metrics import ConfusionMatrix
 from dpseg.evaluation.paper import PAPER, common_table
@@ -34,7 +32,7 @@ from dpseg.evaluation.table import Report, Row
 from dpseg.evaluation.tally import Tally
 from dpseg.plots import check_matplotlib, confusion_bars, iou_bars
 from dpseg.segmenter import Segmenter
-from support.downloads import ran, write_voc
+from support.downloads import ran
 from support.labelled_set import save, write_labelled, write_set
 from support.pictures import BLUE, RED
 
@@ -174,35 +172,6 @@ def test_several_names_can_stand_for_one_class(tmp_path: Path, segmenter: Segmen
     report = evaluate(segmenter, dataset, EvalConfig(prompts=("text",), refine=(False,)))
     assert report.rows[0].matrix.names == names
     assert report.rows[0].matrix.pixels == 2 * 96 * 96
-
-
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_benchmarks_by_name_with_pictures_from_their_train_split_in_two_processes(
-    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, real: bool
-) -> None:
-    mask = np.zeros((60, 90), dtype=int)
-    mask[10:50, 10:40], mask[20:50, 50:80] = 8, 13  # cat, horse
-    mask[9, 10:40] = 255
-    write_voc(tmp_path, dict.fromkeys("0123", mask), {"train": "01", "val": "23"})
-    shared: list[tuple[int, int]] = []
-
-    def run_here(source: workers.ModelSource, jobs: Any, processes: int, threads: int, step: Any) -> None:
-        shared.append((processes, threads))
-        for rank in range(processes):
-            workers.run_jobs(source.load(), [job.share(rank, processes) for job in jobs], step)
-
-    if not real:
-        monkeypatch.setattr(workers, "run_processes", run_here)
-    config = EvalConfig(prompts=("text", "both"), refine=(True,), block=1)
-    options = EvaluateOptions(None, config, model=model, sets=("pas20", "PAS20b"), root=tmp_path, processes=2)
-    status, text, _ = ran(run_command, options)
-    assert status == 0
-    assert shared == ([] if real else [(2, max(1, torch.get_num_threads() // 2))])
-    assert "pas20 val: 2 photos, 20 classes" in text
-    assert "pas20b val: 2 photos, 21 classes" in text
-    assert "| model | PAS-20 | PAS-20b |" in text
-    assert "| SED, ConvNeXt-B (paper) | 94.4 | - |" in text
-    assert len(re.findall(r"^\| (?:text|both) \| II \|", text, flags=re.MULTILINE)) == 4
 
 
 def test_several_data_sets_make_sections_and_one_table(tmp_path: Path, model: str) -> None:
