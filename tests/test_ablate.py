@@ -1,12 +1,13 @@
-"""`dpseg ablate` from end to end with tiny models: what it trains, measures, keeps, and does not do twice."""
+"""`dpseg ablate` from end to end with tiny models: what it trains, measures, keeps, refuses, and does not do twice."""
 
 from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import dpseg.evaluation.workers as workers
 from dpseg.ablation.noise import Noise, NoisySegmenter
 from dpseg.ablation.run import is_trained
 from dpseg.ablation.variants import Measurement
+from dpseg.cli import run as dpseg
 from dpseg.commands.ablate import AblateOptions, ablate
 from dpseg.config import EvalConfig
 from dpseg.data.folder import FolderDataset
@@ -28,67 +30,50 @@ from dpseg.errors import ConfigError, DataError
 from dpseg.evaluation.evaluate import evaluate
 from dpseg.recipe import TrainConfig
 from dpseg.segmenter import Segmenter
+from dpseg.training.record import Record
 from support.labelled_set import write_set
+from support.tiny_recipe import tiny_recipe, write_recipe
 
-MODEL: dict[str, Any] = {"encoder": "tiny", "image_size": 128, "keep_aspect": True, "templates": 1, "logit_scale": 10.0}
-MODEL |= {"widths": [8, 8, 8, 8], "image_widths": [4, 4, 4], "heads": 2, "train_pool": 1}
-SMALL = {
-    "batch_size": 2,
-    "crop": 64,
-    "photo_size": 64,
-    "classes": 3,
-    "ema": 0.5,
-    "lr": 0.02,
-    "encoder_lr": 0.5,
-    "log_steps": 50,
-}
+MODEL = {"keep_aspect": True, "logit_scale": 10.0, "widths": (8, 8, 8, 8)}
 TRAININGS = ("full", "guidance=none", "guidance=visual2", "guidance=upsampled")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _no_curves() -> Iterator[None]:
+    """Of a dozen trainings, drawing them would take longer than all steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(Record, "draw", lambda self: None)
         yield
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_set(tmp_path_factory.mktemp("data") / "shapes", photos=8)
+def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("ablation")
+    root = write_set(folder / "data" / "shapes", photos=8)
     (root / "train.txt").write_text("".join(f"photo{number}\n" for number in range(4)))
     (root / "val.txt").write_text("".join(f"photo{number}\n" for number in range(4, 8)))
-    return root
+    config = tiny_recipe(
+        folder, MODEL, iterations=6, warmup=50, ema=0.5, lr=0.02, encoder_lr=0.5, log_steps=50, checkpoint_minutes=3.0
+    )
+    write_recipe(folder / "recipe.yaml", config)
+    return config
 
 
 @pytest.fixture(scope="module")
-def recipe(data: Path) -> Path:
-    path = data.parent / "recipe.yaml"
-    values = {"model": MODEL, "data": [{"name": "shapes"}], "data_root": str(data.parent), "iterations": 12, **SMALL}
-    path.write_text(yaml.safe_dump(values))
-    return path
+def recipe(config: TrainConfig) -> Path:
+    return Path(config.out).with_name("recipe.yaml")
+
+
+@pytest.fixture(scope="module")
+def data(config: TrainConfig) -> Path:
+    return Path(config.data_root) / "shapes"
 
 
 def run(options: AblateOptions) -> tuple[str, str]:
     """Runs the command; returns the tables, and what was told meanwhile."""
-    consoles = Console(file=io.StringIO(), width=300), Console(file=io.StringIO(), width=300)
-    assert ablate(options, *consoles) == 0
-    printed = [console.file for console in consoles]
-    assert all(isinstance(file, io.StringIO) for file in printed)
-    return printed[0].getvalue(), printed[1].getvalue()  # type: ignore[attr-defined]
-
-
-@pytest.fixture(scope="module")
-def options(recipe: Path, data: Path) -> AblateOptions:
-    return AblateOptions(
-        data=str(data),
-        out=data.parent / "ablate",
-        recipe=recipe,
-        tables="prompts,guidance,noise,refinement",
-        seeds=2,
-        config=EvalConfig(references=2, limit=3),
-        noise="1.0",
-        device="cpu",
-    )
+    files = io.StringIO(), io.StringIO()
+    assert ablate(options, *(Console(file=file, width=300) for file in files)) == 0
+    return files[0].getvalue(), files[1].getvalue()
 
 
 @dataclass(frozen=True)
@@ -100,9 +85,24 @@ class Done:
     told: str
     values: dict[str, Any]
 
+    @property
+    def model(self) -> Path:
+        """That of the full method and the first seed."""
+        return self.options.out / "full" / "seed0" / "final"
+
 
 @pytest.fixture(scope="module")
-def done(options: AblateOptions) -> Done:
+def done(recipe: Path, data: Path) -> Done:
+    options = AblateOptions(
+        data=str(data),
+        out=recipe.parent / "ablate",
+        recipe=recipe,
+        tables="prompts,guidance,noise,refinement",
+        seeds=2,
+        config=EvalConfig(references=2, limit=3),
+        noise="1.0",
+        device="cpu",
+    )
     return Done(options, *run(options), written(options))
 
 
@@ -117,18 +117,29 @@ def row(values: dict[str, Any], table: str, variant: str) -> dict[str, Any]:
     return dict(found)
 
 
+def seeds_of(values: dict[str, Any], table: str, variant: str) -> list[float]:
+    """The mIoU of a variant, seed by seed."""
+    return list(row(values, table, variant)["miou"]["seeds"])
+
+
+def forbidden(*_: object) -> None:
+    raise AssertionError("this was done before")
+
+
 def test_each_variant_is_trained_once_for_each_seed(done: Done) -> None:
-    options, told = done.options, done.told
-    lines = re.findall(r"^\[(\d)/8\] (\S+) seed (\d): training$", told, flags=re.MULTILINE)
+    out = done.options.out
+    lines = re.findall(r"^\[(\d)/8\] (\S+) seed (\d): training$", done.told, flags=re.MULTILINE)
     assert lines == [
         (str(1 + number), TRAININGS[number % 4], str(number // 4)) for number in range(8)
     ]  # all variants of a seed, then the next
     for name in TRAININGS:
         for seed in (0, 1):
-            recipe = yaml.safe_load((options.out / name / f"seed{seed}" / "recipe.yaml").read_text())
+            recipe = yaml.safe_load((out / name / f"seed{seed}" / "recipe.yaml").read_text())
             assert recipe["seed"] == seed
             assert recipe["model"]["guidance"] == (name.split("=")[1] if "=" in name else "visual234")
             assert recipe["model"]["fusion"] == "average"
+    objects = [out / name / f"seed{seed}" / "regions.safetensors" for name in TRAININGS for seed in (0, 1)]
+    assert len({os.stat(path).st_ino for path in objects}) == 1  # encoded once for all runs
 
 
 @pytest.mark.parametrize(
@@ -158,38 +169,35 @@ def test_figures_are_those_of_an_evaluation_of_the_trained_model(
 
 
 def test_the_tables_are_printed_and_written(done: Done) -> None:
-    options, printed = done.options, done.printed
-    assert (options.out / "ablation.md").read_text(encoding="utf-8").strip() == printed.strip()
+    path, printed, values = done.options.out / "ablation.md", done.printed, done.values
+    assert path.read_text(encoding="utf-8").strip() == printed.strip()
+    assert f"tables: {path}" in done.told
     assert printed.startswith(
         "# Ablations of recipe on shapes val\n\n3 photos, 4 classes, 2 reference pictures a class"
     )
     headings = re.findall(r"^## (.*)$", printed, flags=re.MULTILINE)
     assert headings == ["Prompts", "Guidance", "Noise", "Refinement", "The paper's claims"]
-    values = done.values
     assert values["seeds"] == [0, 1]
     assert [claim["answer"] == "not measured" for claim in values["claims"]] == [False, True, False, False]
     both = row(values, "prompts", "both")["miou"]
-    assert row(values, "noise", "none")["miou"] == row(values, "guidance", "visual234")["miou"] == both
-    assert row(values, "refinement", "both I")["miou"] == both
+    for place in (("noise", "none"), ("guidance", "visual234"), ("refinement", "both I")):
+        assert row(values, *place)["miou"] == both
     assert all(second > 0 for second in row(values, "guidance", "none")["seconds"])
-    assert f"tables: {options.out / 'ablation.md'}" in done.told
 
 
-def test_variants_and_seeds_differ(done: Done) -> None:
-    """Otherwise the tests here could not tell one from another."""
-    for table, variants in (
+@pytest.mark.parametrize(
+    ("table", "variants"),
+    [
         ("prompts", ("text", "pictures", "both")),
         ("guidance", ("none", "visual2", "upsampled", "visual234")),
         ("noise", ("none", "1")),
         ("refinement", ("both I", "both II")),
-    ):
-        found = [tuple(row(done.values, table, variant)["miou"]["seeds"]) for variant in variants]
-        assert len({value for seeds in found for value in seeds}) == 2 * len(variants)
-
-
-def test_objects_are_encoded_once_for_all_runs(done: Done) -> None:
-    files = [done.options.out / name / f"seed{seed}" / "regions.safetensors" for name in TRAININGS for seed in (0, 1)]
-    assert len({os.stat(path).st_ino for path in files}) == 1
+    ],
+)
+def test_variants_and_seeds_differ(done: Done, table: str, variants: tuple[str, ...]) -> None:
+    """Otherwise the tests here could not tell one from another."""
+    found = [value for variant in variants for value in seeds_of(done.values, table, variant)]
+    assert len(set(found)) == 2 * len(variants)
 
 
 def test_a_second_time_nothing_is_done(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,11 +209,7 @@ def test_a_second_time_nothing_is_done(done: Done, monkeypatch: pytest.MonkeyPat
     assert len(re.findall(r"^\[\d/8\] \S+ seed \d: measured$", told, flags=re.MULTILINE)) == 8
 
 
-def forbidden(*_: object) -> None:
-    raise AssertionError("this was done before")
-
-
-def test_only_what_is_missing_is_done(done: Done, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_missing_is_done(done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(done.options, tables="noise", noise="0.5,1.0")
     monkeypatch.setattr(command, "run_training", forbidden)
     counted: list[tuple[tuple[str, ...], float]] = []
@@ -223,9 +227,9 @@ def test_only_what_is_missing_is_done(done: Done, data: Path, monkeypatch: pytes
 
 
 def test_a_stopped_ablation_goes_on_and_ends_the_same(
-    options: AblateOptions, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part = replace(options, out=tmp_path / "out", tables="guidance", seeds=1)
+    part = replace(done.options, out=tmp_path / "out", tables="guidance", seeds=1)
     train, started = command.run_training, []
 
     def stop_at_third(asked: Any, console: Console) -> int:
@@ -243,26 +247,28 @@ def test_a_stopped_ablation_goes_on_and_ends_the_same(
     folders = [Path(json.loads(words)).parent.name for words in started]
     assert folders == ["full", "guidance=none", "guidance=visual2", "guidance=none", "guidance=visual2", TRAININGS[3]]
     for variant in ("none", "visual2", "upsampled", "visual234"):
-        own = row(written(part), "guidance", variant)["miou"]["seeds"]
-        whole = row(done.values, "guidance", variant)["miou"]["seeds"]
-        assert own[0] == whole[0]
-    starts = json.loads((final.parent / "run.json").read_text())
-    assert len(starts) == 2
+        assert seeds_of(written(part), "guidance", variant) == seeds_of(done.values, "guidance", variant)[:1]
+    assert len(json.loads((final.parent / "run.json").read_text())) == 2
     rows = (final.parent / "metrics.csv").read_text().splitlines()
     assert len(rows) == 2  # no step was taken twice
 
 
-def test_another_recipe_in_the_same_folder_is_refused(done: Done) -> None:
+def test_a_model_counts_as_trained_when_all_of_it_is_there_and_is_of_the_same_recipe(
+    done: Done, config: TrainConfig
+) -> None:
+    full = done.options.out / "full"
+    assert is_trained(full / "seed0", config)
+    assert is_trained(full / "seed1", replace(config, seed=1, workers=2, out="elsewhere"))
+    assert not is_trained(full / "seed7", config)
+    with pytest.raises(ConfigError, match="another recipe"):
+        is_trained(full / "seed1", config)
     with pytest.raises(ConfigError, match=r"full/seed0 holds a model of another recipe; choose another --out"):
         run(replace(done.options, overrides=("--iterations", "4")))
 
 
 def test_a_damaged_file_of_figures_is_named(done: Done) -> None:
-    (path,) = [
-        path
-        for path in (done.options.out / "guidance=none" / "seed1" / "measured").glob("*/both-I.json")
-        if json.loads(path.read_text())["photos"] == 3
-    ]
+    measured = (done.options.out / "guidance=none" / "seed1" / "measured").glob("*/both-I.json")
+    (path,) = [path for path in measured if json.loads(path.read_text())["photos"] == 3]
     before = path.read_text()
     path.write_text(before[:100])
     with pytest.raises(DataError, match=r"both-I\.json: is damaged; delete it"):
@@ -282,20 +288,54 @@ def test_trained_models_have_the_tables_that_need_no_training(done: Done, tmp_pa
     assert row(written(options), "prompts", "text")["seconds"] == [None, None]
 
 
-def test_processes_that_share_the_photos_have_the_same_noise(done: Done, tmp_path: Path) -> None:
-    model = str(done.options.out / "full" / "seed0" / "final")
-    options = replace(done.options, recipe=None, models=(model,), tables="noise", seeds=1, out=tmp_path / "out")
-    run(replace(options, processes=2, threads=1, config=replace(options.config, block=1)))
+@pytest.mark.parametrize("kind", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_processes_that_share_the_photos_have_the_same_noise(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    context = multiprocessing.get_context(kind)  # forks need not import everything again
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda _: context)
+    options = replace(done.options, recipe=None, models=(str(done.model),), tables="noise", seeds=1)
+    options = replace(options, out=tmp_path, processes=2, threads=1, config=replace(options.config, block=1))
+    run(options)
     for variant in ("none", "1", "text"):
-        assert row(written(options), "noise", variant)["miou"]["seeds"] == [
-            row(done.values, "noise", variant)["miou"]["seeds"][0]
-        ]
+        assert seeds_of(written(options), "noise", variant) == seeds_of(done.values, "noise", variant)[:1]
 
 
-def test_a_model_counts_as_trained_when_all_of_it_is_there(done: Done, recipe: Path) -> None:
-    config = TrainConfig.from_dict(yaml.safe_load(recipe.read_text()))
-    assert is_trained(done.options.out / "full" / "seed0", config)
-    assert is_trained(done.options.out / "full" / "seed1", replace(config, seed=1, workers=2, out="elsewhere"))
-    assert not is_trained(done.options.out / "full" / "seed7", config)
-    with pytest.raises(ConfigError, match="another recipe"):
-        is_trained(done.options.out / "full" / "seed1", config)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model MODEL --tables fusion", "table 'fusion' needs trainings of its own; give --config"),
+        ("--model MODEL --iterations 3", "'--iterations' would change a recipe"),
+        ("--model MODEL --config RECIPE", "give either a recipe"),
+        ("", "give either a recipe"),
+        ("--model MODEL --seeds 2", "seeds 2 with 1 models"),
+        ("--config RECIPE --seeds 0", "seeds 0: give 1 or more"),
+        ("--config RECIPE --tables colours", "table 'colours' is unknown"),
+        ("--config RECIPE --noise loud", "noise 'loud' is no strength"),
+        ("--config RECIPE --processes 0", "processes 0"),
+        ("--config RECIPE --model.guidence none", "unknown key 'guidence'"),
+        ("--config RECIPE --split all", "no photos for reference pictures"),
+        ("--config RECIPE --references 0", "references 0"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(
+    words: str, message: str, recipe: Path, data: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    arguments = words.replace("MODEL", str(tmp_path)).replace("RECIPE", str(recipe)).split()
+    assert message in refused("ablate", "--data", str(data), *arguments, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "full").exists()
+
+
+def test_the_command_line_takes_changes_of_the_recipe(
+    recipe: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"--config {recipe} --data shapes --data-root {data.parent} --out {tmp_path} --seeds 1 --limit 1 --seed 4"
+    words += " --iterations 1 --model.guidance none --tables prompts --references 1 --threads 1 --device cpu"
+    assert dpseg(["ablate", *words.split()]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(
+        "# Ablations of recipe with --seed 4 --iterations 1 --model.guidance none on shapes val"
+    )
+    assert "[1/1] full seed 4: training" in captured.err
+    made = yaml.safe_load((tmp_path / "full" / "seed4" / "recipe.yaml").read_text())
+    assert (made["iterations"], made["seed"], made["model"]["guidance"]) == (1, 4, "none")
