@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,13 +11,10 @@ import torch
 
 import dpseg.prompts.bank_rewrite as rewriting
 from dpseg.errors import OutputError, WeightsError
+from dpseg.prompts import bank_segment
 from dpseg.prompts.bank_check import check_bank
 from dpseg.prompts.bank_store import BankStore
-from support.bank_rows import HEAD, fill, rows, state
-
-
-def segments(folder: Path, ending: str = "safetensors") -> list[Path]:
-    return sorted((folder / "segments").glob(f"*.{ending}"))
+from support.bank_rows import HEAD, fill, flip, rows, segments, state
 
 
 def compact_late(store: BankStore) -> None:
@@ -84,7 +80,7 @@ def test_a_kill_during_a_rewriting_changes_nothing(tmp_path: Path, monkeypatch: 
     store.remove(key="1:0000000000")
     before = state(store)
     monkeypatch.setattr(rewriting, "SEGMENT_ROWS", 4)
-    write, calls = rewriting.write_segment, []
+    write, calls = bank_segment.write_segment, []
 
     def stop_writing(*arguments: object) -> str:
         calls.append(arguments)
@@ -125,14 +121,6 @@ def test_features_without_an_index_do_not_count_and_go_when_they_are_old(tmp_pat
     os.utime(cut_off, (1, 1))
     store.compact()
     assert not cut_off.exists()
-
-
-def flip(path: Path, array: str, offset: int = 0) -> None:
-    """Changes a bit of an array in a safetensors file."""
-    data = bytearray(path.read_bytes())
-    length = int.from_bytes(data[:8], "little")
-    data[8 + length + int(json.loads(data[8 : 8 + length])[array]["data_offsets"][0]) + offset] ^= 1
-    path.write_bytes(data)
 
 
 def cut(path: Path, count: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from dpseg.prompts.bank_contents import BankEntry, picture_key
 from dpseg.prompts.bank_segment import BankHead
 from dpseg.prompts.bank_store import BankStore
 from support.bank_rows import HEAD, fill, rows, state, words
-from support.writers import Writer, in_process, kill_in_an_entry, write_bank
+from support.writers import kill_in_an_entry, start_writer, wait_for, write_bank
 
 
 def test_entries_come_back(tmp_path: Path) -> None:
@@ -222,7 +221,9 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_what_it_had_written(tmp_path: Path) -> None:
     size = 1_000_000
-    kill_in_an_entry(write_bank, tmp_path, size)
+    BankStore.create(tmp_path, BankHead("tiny-1", 6, size, (3, 4, 5)))
+    writer = start_writer(write_bank, tmp_path, 0, 1000, size)
+    kill_in_an_entry(writer, tmp_path, lambda: len(BankStore(tmp_path)) >= 3)
     store = BankStore(tmp_path)
     keys = [entry.key for entry in store.entries()]
     assert {"key 0", "key 1", "key 2"} <= set(keys)
@@ -237,21 +238,18 @@ def test_a_killed_writer_leaves_what_it_had_written(tmp_path: Path) -> None:
     assert len(BankStore(tmp_path)) == len(keys) + 1
 
 
-@pytest.mark.parametrize("write", [write_bank, pytest.param(in_process(write_bank), marks=pytest.mark.slow)])
-def test_two_writers_and_a_reader_at_once(tmp_path: Path, write: Writer) -> None:
+def test_two_writers_and_a_reader_at_once(tmp_path: Path) -> None:
     reader = BankStore.create(tmp_path, HEAD)
     seen, known = 0, 0
-    with ThreadPoolExecutor(2) as threads:
-        # Both write 25 to 49, and enough that files are written together.
-        writers = [threads.submit(write, tmp_path, first, first + 50, 7) for first in (0, 25)]
-        while not all(writer.done() for writer in writers):
-            fresh = len(BankStore(tmp_path))
-            assert fresh >= seen, "an entry was missing for a moment"
-            reader.refresh()
-            assert len(reader) >= known
-            seen, known = fresh, len(reader)
-    for writer in writers:
-        writer.result()
+    # Both write 25 to 49, and enough that files are written together.
+    writers = [start_writer(write_bank, tmp_path, first, first + 50, HEAD.dense) for first in (0, 25)]
+    while any(writer.is_alive() for writer in writers):
+        fresh = len(BankStore(tmp_path))
+        assert fresh >= seen, "an entry was missing for a moment"
+        reader.refresh()
+        assert len(reader) >= known
+        seen, known = fresh, len(reader)
+    wait_for(*writers)
     store, keys = BankStore(tmp_path), sorted(f"key {i}" for i in range(75))
     assert sorted(entry.key for entry in store.entries()) == keys
     assert all(len(list(store.entries(name))) in (7, 8) for name in store.names)

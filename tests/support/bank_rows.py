@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -42,3 +43,16 @@ def state(bank: BankStore | Path) -> dict[tuple[str, str], tuple[BankEntry, list
         assert features is not None
         found[entry.key, entry.name] = (entry, torch.cat([features[0], *features[1]]).tolist())
     return found
+
+
+def segments(folder: Path, ending: str = "safetensors") -> list[Path]:
+    """The files of a bank's features, or of their indexes, "json"."""
+    return sorted((folder / "segments").glob(f"*.{ending}"))
+
+
+def flip(path: Path, array: str, offset: int = 0) -> None:
+    """Changes a bit of an array in a safetensors file."""
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    data[8 + length + int(json.loads(data[8 : 8 + length])[array]["data_offsets"][0]) + offset] ^= 1
+    path.write_bytes(data)
