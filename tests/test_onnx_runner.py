@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,27 +26,23 @@ from dpseg.model.preprocess import mirror, prepare, scaled_size
 from dpseg.onnx_runner import OnnxRunner, Prompts, main
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from support.exported import exported_folder, tiny_model
+from support.exported import exportable, lite_export, needs_exporter, one_worker, open_export
+from support.pictures import COFFEE
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
-
-ROOT = Path(__file__).resolve().parents[1]
-COFFEE = ROOT / "examples" / "coffee.jpg"
+pytestmark = [needs_exporter, one_worker]
 ABOUT = About(1, "0", "tiny", "print", 64, True, None, 32, 1, 1, (0.667, 1.5), 0.5, False)
 
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return Segmenter(tiny_model(), cache=EmbeddingCache(tmp_path_factory.mktemp("cache")))
+    return Segmenter(exportable(), cache=EmbeddingCache(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
 def place(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model.onnx, set.safetensors and a photo."""
     folder = tmp_path_factory.mktemp("runner")
-    shutil.copy(exported_folder() / "model.onnx", folder)
+    shutil.copy(open_export().path, folder)
     photo = Image.open(COFFEE).resize((300, 200))
     photo.save(folder / "photo.png")
     corners = {"cup": (90, 60), "spoon": (180, 120), "table": (0, 150), "wall": (230, 0)}
@@ -54,17 +51,15 @@ def place(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.mark.numeric
 def test_it_labels_as_the_segmenter_without_torch(segmenter: Segmenter, place: Path) -> None:
     blocked = place / "blocked"
     blocked.mkdir()
     (blocked / "torch.py").write_text("raise ImportError('torch is not for the runner')\n")
-    paths = [str(blocked), *(path for path in sys.path if path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(blocked), *(path for path in sys.path if path)])}
     command = [sys.executable, "-m", "dpseg.onnx_runner", "model.onnx", "photo.png", "--prompts", "set.safetensors"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(
-        [*command, "--out", "out", "--size", "192", "--format", "png,json,overlay"],
-        cwd=place, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    command += ["--out", "out", "--size", "192", "--format", "png,json,overlay"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("photo.png: ")
     result = segmenter(place / "photo.png", prompts=PromptSet.load(place / "set.safetensors"), size=192)
@@ -81,26 +76,23 @@ def test_it_labels_as_the_segmenter_without_torch(segmenter: Segmenter, place: P
         assert entry["prompts"] == list(result.prompts[entry["index"]])
 
 
-def test_dpseg_lite_labels_a_photo_as_it_does_with_torch(tmp_path: Path) -> None:
-    from dpseg.exporting import graph
-
-    segmenter = Segmenter.from_pretrained("dpseg-lite", "cpu")
-    prompts = segmenter.prompts(["cup, mug", "spoon", "dining table", "saucer", "wall"])
-    program = graph.trace(segmenter.model, prompts.embeddings)
-    content = graph.to_onnx(program, graph.about(segmenter.model, "dpseg-lite", prompts))
-    (tmp_path / "lite.onnx").write_bytes(content)
-    result = segmenter(COFFEE, prompts=prompts, refine=False)
-    found = OnnxRunner(tmp_path / "lite.onnx")(COFFEE)
-    assert found.names == ("cup", "spoon", "dining table", "saucer", "wall")
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_dpseg_lite_labels_a_photo_as_it_does_with_torch(lite: Segmenter) -> None:
+    export = lite_export()
+    result = lite(COFFEE, prompts=lite.prompts(list(export.options[1::2])), refine=False)
+    found = OnnxRunner(export.path)(COFFEE)
+    assert found.names == ("cat", "coffee cup", "spoon", "wooden table", "wall")
     assert len(result.areas) > 2
     assert (found.labels == result.labels).mean() > 0.995
     assert np.abs(found.logits - result.logits).max() < 1e-3 * np.abs(result.logits).max()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("size", [(500, 333), (96, 64), (40, 900), (64, 64)])
 @pytest.mark.parametrize("config", [{}, {"keep_aspect": False, "shortest_edge": 50}])
-def test_a_photo_becomes_the_same_input(size: tuple[int, int], config: dict[str, object]) -> None:
-    about = replace(ABOUT, **config)  # type: ignore[arg-type]
+def test_a_photo_becomes_the_same_input(size: tuple[int, int], config: dict[str, Any]) -> None:
+    about = replace(ABOUT, **config)
     photo = Image.open(COFFEE).convert("RGB").resize(size)
     theirs = prepare(photo, 64, about.keep_aspect, 32, about.shortest_edge)
     ours = pixels.input_of(photo, about)
@@ -111,6 +103,7 @@ def test_a_photo_becomes_the_same_input(size: tuple[int, int], config: dict[str,
         np.testing.assert_allclose(view, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("background", [None, 0.55, 1.0])
 @pytest.mark.parametrize("scores", [False, True])
 def test_logits_become_the_same_labels(background: float | None, scores: bool) -> None:
@@ -127,6 +120,7 @@ def test_logits_become_the_same_labels(background: float | None, scores: bool) -
     np.testing.assert_allclose(means, labelling.mean_scores(90), atol=1e-3)
 
 
+@pytest.mark.numeric
 def test_resizing_is_torch_s() -> None:
     values = torch.randn(3, 7, 12, generator=torch.Generator().manual_seed(0))
     for size in ((9, 31), (7, 12), (3, 5), (1, 1)):
@@ -134,26 +128,31 @@ def test_resizing_is_torch_s() -> None:
         np.testing.assert_allclose(pixels.resize(values.numpy(), size), expected.numpy(), atol=1e-5)
 
 
-def test_prompts_that_do_not_fit_are_refused(segmenter: Segmenter, place: Path) -> None:
+def test_prompts_that_do_not_fit_are_refused(place: Path) -> None:
     runner, prompts = OnnxRunner(place / "model.onnx"), Prompts.load(place / "set.safetensors")
-    with pytest.raises(PromptError, match="give --prompts"):
-        runner.check(None)
-    with pytest.raises(PromptError, match="another model"):
-        runner.check(replace(prompts, encoder="x"))
-    with pytest.raises(PromptError, match="3 templates"):
-        runner.check(replace(prompts, tensors=prompts.tensors | {"text": np.zeros((4, 3, 24), np.float32)}))
+    three_templates = replace(prompts, tensors=prompts.tensors | {"text": np.zeros((4, 3, 24), np.float32)})
+    frozen_in = OnnxRunner(place / "model.onnx")
+    frozen_in.about = replace(runner.about, names=("a",))
+    for wrong, of, text in (
+        (None, runner, "give --prompts"),
+        (replace(prompts, encoder="x"), runner, "another model"),
+        (three_templates, runner, "3 templates"),
+        (prompts, frozen_in, "has its 1 classes in it"),
+    ):
+        with pytest.raises(PromptError, match=text):
+            of.check(wrong)
     with pytest.raises(ConfigError, match="background 2 is out of range"):
         runner(place / "photo.png", prompts, background=2)
-    runner.about = replace(runner.about, names=("a",))
-    with pytest.raises(PromptError, match="has its 1 classes in it"):
-        runner.check(prompts)
 
 
-def test_mistakes_are_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
     foreign = tmp_path / "foreign.onnx"
-    tensor = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
-    made = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [tensor], [tensor])
-    made.output[0].name = "y"
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    made = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
     onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), foreign)
     photo, prompts, model = (str(place / name) for name in ("photo.png", "set.safetensors", "model.onnx"))
     for arguments, expected in (
@@ -169,12 +168,9 @@ def test_mistakes_are_one_line(place: Path, tmp_path: Path, capsys: pytest.Captu
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("dpseg: ")
         assert expected in line
-
-
-def test_a_missing_onnxruntime_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dpseg\[onnx\]'"):
-        OnnxRunner(place / "model.onnx")
+        OnnxRunner(model)
 
 
 def test_a_damaged_note_is_told() -> None:

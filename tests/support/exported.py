@@ -1,49 +1,110 @@
-"""A tiny model and its ONNX export, made once for all tests, because torch's exporter takes seconds."""
+"""Exports of a tiny model, each made once for all tests of a process, because torch's exporter takes seconds."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+import pytest
 
 from dpseg.cli import run
-from dpseg.config import ModelConfig
+from dpseg.exporting import graph
 from dpseg.model.dpseg import DPSeg
+from dpseg.model.prompt_encoding import prompt_fingerprint
+from dpseg.prompts.prompt_set import PromptSet
+from support.tiny import tiny_model
 
-CONFIG = ModelConfig(
-    encoder="tiny",
-    image_size=64,
-    keep_aspect=True,
-    templates=2,
-    logit_scale=20.0,
-    widths=(12, 8),
-    image_widths=(4,),
-    heads=2,
-    tune_encoder=False,
-    mirrored_scales=(0.75,),
-    decode_classes=4,
-    presence=0.5,
-    refine=False,
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+SED: dict[str, Any] = {"fusion": "text", "guidance": "cost_chain", "spatial": "depthwise9", "logit_scale": 0.0}
+
+needs_exporter = pytest.mark.skipif(
+    find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="the extras export and onnx are missing"
 )
+one_worker = pytest.mark.xdist_group("export")  # so that two do not make the same exports, where they are told apart
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the tests end
 
 
-def tiny_model(config: ModelConfig = CONFIG) -> DPSeg:
-    """A model whose decoder says something, as after training."""
-    torch.manual_seed(0)
-    model = DPSeg(config).eval()
-    torch.nn.init.normal_(model.decoder.head.weight, std=0.3)
-    return model
+@dataclass(frozen=True)
+class Export:
+    """What `dpseg export` made.
+
+    Attributes:
+        path: model.onnx; its folder holds nothing else, but for a tiny model the folder tiny/.
+        options: those of the command, without --out.
+        program: what was traced.
+    """
+
+    path: Path
+    options: tuple[str, ...]
+    program: ExportedProgram
+
+    def made_before(self, patch: pytest.MonkeyPatch) -> None:
+        """Lets the command take what it made of the same options, in place of making it again."""
+        content = self.path.read_bytes()
+        patch.setattr(graph, "trace", lambda *_: self.program)
+        patch.setattr(graph, "to_onnx", lambda *_: content)
+
+
+def exportable(**changes: Any) -> DPSeg:
+    """A model whose decoder says something, and that has what a graph leaves to whoever runs it."""
+    plain: dict[str, Any] = {
+        "templates": 2, "logit_scale": 20.0, "widths": (12, 8), "image_widths": (4,), "heads": 2,
+        "mirrored_scales": (0.75,), "decode_classes": 4, "presence": 0.5,
+    }  # fmt: skip
+    return tiny_model(trained=True, **plain | changes)
+
+
+def prompts_of_both_kinds(model: DPSeg, count: int) -> PromptSet:
+    """Random prompts of the classes a, b and so on: in turn with both kinds, with text and with pictures alone."""
+    return PromptSet(tuple("abcdefgh"[:count]), graph.random_prompts(model, count), prompt_fingerprint(model.encoder))
 
 
 @cache
-def exported_folder() -> Path:
-    """Returns a folder with the model in tiny/, and model.onnx, which the command made of it."""
+def open_export() -> Export:
+    """The tiny model, which takes its prompts as inputs."""
+    folder = _new_folder()
+    exportable().save_pretrained(folder / "tiny")
+    return _exported(folder, "--model", str(folder / "tiny"))
+
+
+@cache
+def frozen_export() -> Export:
+    """A tiny SED with four classes in it."""
+    folder, model = _new_folder(), exportable(**SED)
+    model.save_pretrained(folder / "tiny")
+    prompts = prompts_of_both_kinds(model, 4).save(folder / "tiny" / "four.safetensors")
+    return _exported(folder, "--model", str(folder / "tiny"), "--prompts", str(prompts))
+
+
+@cache
+def lite_export() -> Export:
+    """dpseg-lite with five classes in it."""
+    names = ("cat", "coffee cup, cup", "spoon", "wooden table", "wall")
+    return _exported(_new_folder(), *(word for name in names for word in ("--text", name)))
+
+
+def _new_folder() -> Path:
     _kept.append(tempfile.TemporaryDirectory())
-    folder = Path(_kept[0].name)
-    tiny_model().save_pretrained(folder / "tiny")
-    assert run(["export", "--model", str(folder / "tiny"), "--out", str(folder / "model.onnx")]) == 0
-    return folder
+    return Path(_kept[-1].name)
+
+
+def _exported(folder: Path, *options: str) -> Export:
+    trace: Callable[..., ExportedProgram] = graph.trace
+    traced: list[ExportedProgram] = []
+
+    def recorded(*arguments: Any) -> ExportedProgram:
+        traced.append(trace(*arguments))
+        return traced[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", recorded)
+        assert run(["export", *options, "--out", str(folder / "model.onnx")]) == 0
+    return Export(folder / "model.onnx", options, traced[0])
