@@ -1,8 +1,11 @@
-"""Early rejection: who survives, by a plain reference; what is given up; and what stays exact."""
+"""Early rejection: its options; who survives, by a plain reference; what is given up; and what stays exact."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,26 +14,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dpseg.cli import run
 from dpseg.config import ModelConfig, RefineConfig
+from dpseg.errors import ConfigError
 from dpseg.model.block_decoder import BlockDecoder
 from dpseg.model.class_logits import UNDECODED
 from dpseg.model.cost_volume import dual_cost_volume, visual_cost_volumes
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.rejection import Survivors
+from dpseg.pretrained import load_pretrained
 from dpseg.prompts.prompt_set import PromptEmbeddings
-from dpseg.rejection import Rejection
+from dpseg.rejection import Rejection, rejection_of
 from dpseg.segmenter import Segmenter
+from support.labelled_set import write_set
+from support.random_prompts import prompts_for
+from support.tiny import decoder_config
 
-TINY = ModelConfig(encoder="tiny", image_size=64, templates=2, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), heads=2)
+TINY = decoder_config(image_size=64)
 HEADS = replace(TINY, auxiliary_heads=True)
+COSINES = replace(TINY, logit_scale=9.0)
 COUNT = 30
 
 
-def build(config: ModelConfig = HEADS) -> DPSeg:
+def build(config: ModelConfig = HEADS, *rejection: int | None) -> DPSeg:
     """Random weights; the later heads look at means of 3 x 3 positions, so that fewer classes lead somewhere."""
     torch.manual_seed(2)
-    model = DPSeg(config).eval()
+    model = DPSeg(replace(config, rejection=Rejection(*rejection))).eval()
     with torch.no_grad():
         for weight in model.decoder.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -45,25 +55,19 @@ def with_rejection(model: DPSeg, *values: int | None) -> DPSeg:
     return model
 
 
-def some_prompts(model: DPSeg, count: int = COUNT) -> PromptEmbeddings:
-    """Every third class has text only, every third pictures only."""
-    random = torch.Generator().manual_seed(count)
-    index = torch.arange(count)
-    has_text, has_visual = index % 3 != 1, index % 3 != 2
-
-    def rows(size: int, keep: Tensor, rows: int) -> Tensor:
-        values = torch.randn(count, rows, size, generator=random)
-        return torch.nn.functional.normalize(values, dim=-1) * keep[:, None, None]
-
-    s2, s3, s4 = (rows(size, has_visual, 1) for size in model.encoder.stage_dims)
-    size = model.encoder.embed_dim
-    return PromptEmbeddings(
-        rows(size, has_text, model.config.templates), rows(size, has_visual, 1), (s2, s3, s4), has_text, has_visual
-    )
+def inputs(model: DPSeg, count: int = COUNT) -> tuple[Pyramid, PromptEmbeddings]:
+    """A photo, encoded, and prompts: every third class has text only, every third pictures only."""
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model.encode(images), prompts_for(model, count)
 
 
-def photo(model: DPSeg, seed: int = 1) -> Pyramid:
-    return model.encode(torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed)))
+def decoded_classes(logits: Tensor) -> list[int]:
+    """The classes of (K, h, w) that were not given up; the others are so everywhere, with the score 0."""
+    decoded = (logits != UNDECODED).all(dim=(1, 2))
+    assert (logits[~decoded] == UNDECODED).all()
+    assert not logits[~decoded].sigmoid().any()
+    return decoded.nonzero()[:, 0].tolist()
 
 
 def chosen_plainly(guesses: Tensor, rejection: Rejection) -> list[int]:
@@ -95,27 +99,32 @@ def decoded_plainly(model: DPSeg, pyramid: Pyramid, prompts: PromptEmbeddings) -
     return left.tolist(), decoder.head(x[0])[:, 0]
 
 
-def test_survivors_of_a_small_example() -> None:
+def survivors(guesses: Tensor, block: int, rejection: Rejection) -> list[int]:
+    kept = Survivors(rejection)
+    for classes in torch.arange(len(guesses)).split(block):
+        kept.add(classes, guesses[classes])
+    return kept.result().tolist()
+
+
+@pytest.mark.parametrize(
+    ("limit", "top", "expected"),
+    [
+        (6, 1, [0, 1, 3]),  # who leads somewhere
+        (6, 2, [0, 1, 2, 3]),
+        (6, 3, [0, 1, 2, 3, 5]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (1, 3, [0]),  # it leads twice
+        (2, 3, [0, 1]),  # of 1 and 3, which lead once, 1 is second once more
+        (3, 3, [0, 1, 3]),
+        (5, None, [0, 1, 2, 3, 5]),  # by the best maximum: 9, 9, 8, 9, 0, 7.5
+        (4, None, [0, 1, 2, 3]),
+    ],
+)
+def test_survivors_of_a_small_example(limit: int, top: int | None, expected: list[int]) -> None:
     #                              positions: 0  1  2  3
     guesses = torch.tensor([[9, 9, 1, 1], [8, 1, 9, 2], [1, 8, 8, 8], [7, 7, 7, 9], [0, 0, 0, 0], [6, 6, 6, 7.5]])
-    guesses = guesses.view(6, 2, 2)
-
-    def survivors(limit: int, top: int | None, block: int = 6) -> list[int]:
-        kept = Survivors(Rejection(limit, top))
-        for classes in torch.arange(6).split(block):
-            kept.add(classes, guesses[classes])
-        return kept.result().tolist()
-
     for block in (1, 4, 6):
-        assert survivors(6, 1, block) == [0, 1, 3]  # who leads somewhere
-        assert survivors(6, 2, block) == [0, 1, 2, 3]
-        assert survivors(6, 3, block) == [0, 1, 2, 3, 5]
-        assert survivors(6, 6, block) == [0, 1, 2, 3, 4, 5]
-        assert survivors(1, 3, block) == [0]  # it leads twice
-        assert survivors(2, 3, block) == [0, 1]  # of 1 and 3, which lead once, 1 is second once more
-        assert survivors(3, 3, block) == [0, 1, 3]
-        assert survivors(5, None, block) == [0, 1, 2, 3, 5]  # by the best maximum: 9, 9, 8, 9, 0, 7.5
-        assert survivors(4, None, block) == [0, 1, 2, 3]
+        assert survivors(guesses.view(6, 2, 2), block, Rejection(limit, top)) == expected
 
 
 @pytest.mark.parametrize("top", [None, 1, 2, 5])
@@ -123,21 +132,17 @@ def test_survivors_of_a_small_example() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_survivors_are_those_of_loops(limit: int, top: int | None, seed: int) -> None:
     guesses = torch.randn(40, 3, 5, generator=torch.Generator().manual_seed(seed))
-    survivors = Survivors(Rejection(limit, top))
-    for classes in torch.arange(40).split(6):
-        survivors.add(classes, guesses[classes])
-    assert survivors.result().tolist() == chosen_plainly(guesses, Rejection(limit, top))
+    assert survivors(guesses, 6, Rejection(limit, top)) == chosen_plainly(guesses, Rejection(limit, top))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("kept_bytes", [0, 30_000, None])
 @pytest.mark.parametrize("block", [1, 4, 64])
 @pytest.mark.parametrize("rejection", [(12, None), (12, 2), (20, 3), (1, 1), (29, 2)])
 @torch.no_grad()
-def test_stages_reject_as_with_whole_tensors(
-    rejection: tuple[int, int | None], block: int, kept_bytes: int | None
-) -> None:
-    model = with_rejection(build(), *rejection)
-    pyramid, prompts = photo(model), some_prompts(model)
+def test_stages_reject_as_with_whole_tensors(rejection: tuple[int, Any], block: int, kept_bytes: int | None) -> None:
+    model = build(HEADS, *rejection)
+    pyramid, prompts = inputs(model)
     left, logits = decoded_plainly(model, pyramid, prompts)
     decoder = BlockDecoder(
         model.decoder, "average", pyramid, prompts, block, kept_bytes, rejection=model.config.rejection
@@ -149,23 +154,16 @@ def test_stages_reject_as_with_whole_tensors(
     assert 1 <= len(left) <= rejection[0]
     for k, expected in zip(left, logits, strict=True):
         torch.testing.assert_close(found[k], expected, atol=1e-4, rtol=1e-4)
+    if rejection == (20, 3):  # later stages give up more
+        guesses = model.decode_with_auxiliary(pyramid, prompts)[1][0][0]
+        assert set(left) < set(chosen_plainly(guesses, model.config.rejection))
 
 
-@torch.no_grad()
-def test_later_stages_give_up_more() -> None:
-    model = with_rejection(build(), 20, 2)
-    pyramid, prompts = photo(model), some_prompts(model)
-    guesses = model.decode_with_auxiliary(pyramid, prompts)[1][0][0]
-    first = chosen_plainly(guesses, model.config.rejection)
-    left = BlockDecoder(model.decoder, "average", pyramid, prompts, rejection=model.config.rejection).prepare().tolist()
-    assert set(left) < set(first)
-
-
-@pytest.mark.parametrize("config", [HEADS, replace(TINY, logit_scale=9.0), replace(HEADS, mirrored_scales=(0.5,))])
+@pytest.mark.parametrize("config", [HEADS, COSINES, replace(HEADS, mirrored_scales=(0.5,))])
 @torch.no_grad()
 def test_a_short_list_is_decoded_whole_to_the_bit(config: ModelConfig) -> None:
     model = build(config)
-    pyramid, prompts = photo(model), some_prompts(model)
+    pyramid, prompts = inputs(model)
     expected = model.decode(pyramid, prompts)
     for rejection in ((COUNT, 1), (COUNT + 5, None)):
         assert torch.equal(with_rejection(model, *rejection).decode(pyramid, prompts), expected)
@@ -175,25 +173,20 @@ def test_a_short_list_is_decoded_whole_to_the_bit(config: ModelConfig) -> None:
 @pytest.mark.parametrize("scales", [(), (0.5,)])
 @torch.no_grad()
 def test_given_up_classes_are_undecoded_and_views_agree_on_them(scales: tuple[float, ...]) -> None:
-    model = with_rejection(build(replace(HEADS, mirrored_scales=scales)), 10, 2)
-    pyramid, prompts = photo(model), some_prompts(model)
-    logits = model.decode(pyramid, prompts)[0]
-    decoded = (logits != UNDECODED).all(dim=(1, 2))
-    assert 1 <= decoded.sum() <= 10
-    assert (logits[~decoded] == UNDECODED).all()
-    assert (logits[~decoded].sigmoid() == 0).all()
-    assert decoded.nonzero()[:, 0].tolist() == decoded_plainly(model, pyramid, prompts)[0]
-    found = model.decode_photo(pyramid, prompts, (64, 96))
-    assert set(np.unique(found.labels())) <= set(decoded.nonzero()[:, 0].tolist())
+    model = build(replace(HEADS, mirrored_scales=scales), 10, 2)
+    pyramid, prompts = inputs(model)
+    decoded = decoded_classes(model.decode(pyramid, prompts)[0])
+    assert 1 <= len(decoded) <= 10
+    assert decoded == decoded_plainly(model, pyramid, prompts)[0]
+    assert set(np.unique(model.decode_photo(pyramid, prompts, (64, 96)).labels())) <= set(decoded)
 
 
 @pytest.mark.parametrize("winner", [0, 17, COUNT - 1])
 @pytest.mark.parametrize("rejection", [(1, 1), (3, 2), (2, None)])
 @torch.no_grad()
 def test_a_class_that_leads_everywhere_is_never_given_up(winner: int, rejection: tuple[int, int | None]) -> None:
-    model = with_rejection(build(TINY), *rejection)
-    model.baseline = None
-    pyramid, prompts = photo(model), some_prompts(model)
+    model = build(TINY, *rejection)
+    pyramid, prompts = inputs(model)
     mean = torch.nn.functional.normalize(pyramid.dense, dim=1).mean(dim=(0, 2, 3))
     prompts.text[winner] = prompts.visual[winner] = torch.nn.functional.normalize(mean, dim=0)
     prompts.has_text[winner] = prompts.has_visual[winner] = True
@@ -204,55 +197,54 @@ def test_a_class_that_leads_everywhere_is_never_given_up(winner: int, rejection:
 
 @torch.no_grad()
 def test_without_heads_the_cosines_decide_before_the_decoder() -> None:
-    config = replace(TINY, logit_scale=9.0)
-    model, plain = build(replace(config, decode_classes=9)), build(config)
-    pyramid, prompts = photo(model), some_prompts(model)
+    model, plain = build(replace(COSINES, decode_classes=9)), build(COSINES)
+    pyramid, prompts = inputs(model)
     assert torch.equal(with_rejection(plain, 9).decode(pyramid, prompts), model.decode(pyramid, prompts))
     logits = with_rejection(plain, 9, 2).decode(pyramid, prompts)[0]
     assert plain.baseline is not None
     cost = dual_cost_volume(pyramid.dense, prompts, "average")
     left = chosen_plainly(plain.baseline(cost, prompts, cost.shape[-2:])[0], Rejection(9, 2))
-    assert (logits != UNDECODED).all(dim=(1, 2)).nonzero()[:, 0].tolist() == left
+    assert decoded_classes(logits) == left
     alone = with_rejection(plain).decode(pyramid, prompts.map(lambda t: t[left]))[0]
     assert torch.equal(logits[left], alone)
 
 
-@pytest.mark.parametrize("config", [HEADS, replace(TINY, logit_scale=9.0)])
+@pytest.mark.parametrize("config", [HEADS, COSINES])
 @torch.no_grad()
-def test_inference_2_decodes_what_inference_1_did_not_give_up(config: ModelConfig) -> None:
-    model = build(config)
-    pyramid, prompts = photo(model), some_prompts(model)
+def test_inference_2_decodes_what_inference_1_did_not_give_up(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, size = build(config, 8, 3), (64, 96)
+    pyramid, prompts = inputs(model)
     changed = prompts.map(lambda t: t.flip(0))
-    first = with_rejection(model, 8, 3).decode_photo(pyramid, prompts, (64, 96))
+    first = model.decode_photo(pyramid, prompts, size)
     left = first.kept
     assert left is not None
     assert 1 <= len(left) <= 8
-    second = model.decode_photo(pyramid, changed, (64, 96), None, first)
+    second = model.decode_photo(pyramid, changed, size, None, first)
     assert second.kept is not None
     assert second.kept.tolist() == left.tolist()
-    alone = with_rejection(model).decode(pyramid, changed.map(lambda t: t[left]))[0]
-    assert torch.equal(second.logits, alone)
-    spread, kept = second.spread(len(prompts.text))
+    spread, kept = second.spread(COUNT)
     assert kept is None
+    assert decoded_classes(spread) == left.tolist()
+    with_rejection(model)
+    alone = model.decode(pyramid, changed.map(lambda t: t[left]))[0]
+    assert torch.equal(second.logits, alone)
     assert torch.equal(spread[left], alone)
-    assert (spread == UNDECODED).all(dim=(1, 2)).sum() == len(prompts.text) - len(left)
-    exact = model.decode_photo(pyramid, changed, (64, 96), None, model.decode_photo(pyramid, prompts, (64, 96)))
+    exact = model.decode_photo(pyramid, changed, size, None, model.decode_photo(pyramid, prompts, size))
     assert torch.equal(exact.logits, model.decode(pyramid, changed)[0])  # without rejection, a whole second decoding
 
-
-@torch.no_grad()
-def test_of_very_many_classes_inference_2_decodes_those_that_were_kept() -> None:
-    model = with_rejection(build(replace(TINY, logit_scale=9.0)), 1500)
-    prompts, pyramid = some_prompts(model, 1600), photo(model)
-    first = model.decode_photo(pyramid, prompts, (32, 32))
+    monkeypatch.setattr("dpseg.model.class_logits.ALL_CLASSES", 20)  # of very many, those that were kept
+    with_rejection(model, 25)
+    first = model.decode_photo(pyramid, prompts, size)
     assert first.kept is not None
-    second = model.decode_photo(pyramid, prompts, (32, 32), None, first)
+    second = model.decode_photo(pyramid, prompts, size, None, first)
     assert second.kept is not None
     assert set(second.leaders.unique().tolist()) <= set(first.kept.tolist())
 
 
 def test_the_segmenter_hands_inference_1_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = with_rejection(build(replace(TINY, templates=1, logit_scale=9.0, keep_aspect=True)), 3)
+    model = build(replace(COSINES, templates=1, keep_aspect=True), 3)
     segmenter = Segmenter(model, refinement=RefineConfig(min_area=0.0, min_confidence=0.0))
     given: list[Any] = []
     original = DPSeg.decode_blocks
@@ -262,9 +254,85 @@ def test_the_segmenter_hands_inference_1_on(monkeypatch: pytest.MonkeyPatch) -> 
         return original(self, pyramid, prompts, among)
 
     monkeypatch.setattr(DPSeg, "decode_blocks", noted)
-    random = np.random.default_rng(0)
-    names = [f"thing {number}" for number in range(12)]
-    segmenter(Image.fromarray(random.integers(0, 255, (64, 64, 3), np.uint8)), names, refine=True)
-    assert given[0] is None
-    assert len(given) == 2
-    assert len(given[1]) == 3
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    segmenter(Image.fromarray(pixels), [f"thing {number}" for number in range(12)], refine=True)
+    first, second = given
+    assert first is None
+    assert len(second) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((None, None), None),
+        (("all", None), Rejection()),
+        ((" ALL ", None), Rejection()),
+        (("64", None), Rejection(64)),
+        (("64", 8), Rejection(64, 8)),
+        (("some", None), "is no number of classes"),
+        (("-3", None), "is no number of classes"),
+        (("0", None), "max-classes 0 is out of range; give 1 or more"),
+        (("9", 0), "keep-top 0 is out of range; give 1 or more"),
+        ((None, 4), "give max-classes too"),
+        (("all", 4), "give max-classes too"),
+    ],
+)
+def test_options_are_read_or_refused(words: tuple[Any, Any], expected: Rejection | str | None) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            rejection_of(*words)
+    else:
+        assert rejection_of(*words) == expected
+
+
+def test_few_names_are_never_rejected() -> None:
+    assert not Rejection().applies(10**6)
+    assert [Rejection(64).applies(count) for count in (1, 64, 65)] == [False, False, True]
+
+
+def test_what_is_asked_for_replaces_what_the_config_says(tmp_path: Path) -> None:
+    build(replace(TINY, decode_classes=5)).save_pretrained(tmp_path)
+    assert load_pretrained(tmp_path)[0].config.decode_classes == 5
+    for asked in (Rejection(), Rejection(7, 2)):
+        config = load_pretrained(tmp_path, rejection=asked)[0].config
+        assert (config.rejection, config.decode_classes) == (asked, None)
+    build(HEADS, 6, 2).save_pretrained(tmp_path / "kept")
+    assert load_pretrained(tmp_path / "kept")[0].config.rejection == Rejection(6, 2)
+
+
+@pytest.fixture
+def decoded_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects how many classes each decoding decodes."""
+    counts: list[int] = []
+    original: Callable[..., Any] = DPSeg.decode_blocks
+
+    def counted(self: DPSeg, *arguments: Any) -> Any:
+        blocks = list(original(self, *arguments))
+        counts.append(sum(len(block.classes) for block in blocks))
+        return iter(blocks)
+
+    monkeypatch.setattr(DPSeg, "decode_blocks", counted)
+    return counts
+
+
+@pytest.mark.usefixtures("workplace")
+def test_predict_takes_the_options(decoded_counts: list[int], refused: Callable[..., str]) -> None:
+    build(replace(COSINES, templates=1, decode_classes=4)).save_pretrained("model")
+    words = [word for number in range(9) for word in ("--text", f"thing {number}")]
+    common = ["predict", "red.png", *words, "-m", "model", "--no-refine", "-f", "json", "-o"]
+    for number, options in enumerate(([], ["--max-classes", "all"], ["--max-classes=6"], ["--max-classes", "9"])):
+        assert run([*common, str(number), *options]) == 0
+    assert decoded_counts == [4, 9, 6, 9]
+    assert run([*common, "top", "--max-classes", "6", "--keep-top", "1"]) == 0
+    assert 1 <= decoded_counts[-1] < 6
+    assert "give max-classes too" in refused(*common, "none", "--keep-top", "1")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_evaluate_takes_the_options(decoded_counts: list[int]) -> None:
+    build(replace(COSINES, templates=1)).save_pretrained("model")
+    data = write_set(Path("data"), photos=2)
+    command = ["evaluate", str(data), "--prompts", "text", "--refine", "off", "-m", "model"]
+    assert run([*command, "--max-classes", "2", "--out", "figures.json"]) == 0
+    assert decoded_counts == [2, 2]  # of the three that are not background
+    assert json.loads(Path("figures.json").read_text())
