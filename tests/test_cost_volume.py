@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,23 +12,19 @@ from torch import Tensor
 
 from dpseg.model.cost_volume import cosine_volume, dual_cost_volume, dual_prompt, visual_cost_volumes
 from dpseg.prompts.prompt_set import PromptEmbeddings
+from support.random_prompts import random_prompts
 
 
-def unit(*shape: int) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+@pytest.fixture
+def prompts() -> PromptEmbeddings:
+    """Class 0 has text and pictures, class 1 pictures only, class 2 text only."""
+    torch.manual_seed(0)
+    return random_prompts(3, (3, 4, 5, 6), templates=2, pictures=2)
 
 
-def some_prompts(count: int = 3, templates: int = 2, pictures: int = 2) -> PromptEmbeddings:
-    """Class 0 has text and pictures, class 1 text only, class 2 pictures only."""
-    has_text = torch.tensor([True, True, False])[:count]
-    has_visual = torch.tensor([True, False, True])[:count]
-    return PromptEmbeddings(
-        text=unit(count, templates, 6) * has_text[:, None, None],
-        visual=unit(count, pictures, 6) * has_visual[:, None, None],
-        stages=tuple(unit(count, pictures, d) * has_visual[:, None, None] for d in (3, 4, 5)),  # type: ignore[arg-type]
-        has_text=has_text,
-        has_visual=has_visual,
-    )
+def averaged(text: Tensor, visual: Tensor) -> Tensor:
+    """The average of what is there, along the dimension of the classes, 0."""
+    return torch.stack([(text[0] + visual[0]) / 2, visual[1], text[2]])
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -36,65 +34,45 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def loop_volume(features: Tensor, prompts: Tensor) -> Tensor:
     batch, _, height, width = features.shape
-    count, templates, _ = prompts.shape
-    out = torch.zeros(batch, count, templates, height, width)
-    for b in range(batch):
-        for k in range(count):
-            for m in range(templates):
-                for y in range(height):
-                    for x in range(width):
-                        out[b, k, m, y, x] = cosine(features[b, :, y, x], prompts[k, m])
+    out = torch.zeros(batch, *prompts.shape[:2], height, width)
+    for b, k, m, y, x in itertools.product(*map(range, out.shape)):
+        out[b, k, m, y, x] = cosine(features[b, :, y, x], prompts[k, m])
     return out
 
 
-def test_dual_prompt_is_the_average_of_what_is_there() -> None:
-    prompts = some_prompts()
-    result = dual_prompt(prompts)
-    torch.testing.assert_close(result[0], (prompts.text[0] + prompts.visual[0]) / 2)
-    torch.testing.assert_close(result[1], prompts.text[1])
-    torch.testing.assert_close(result[2], prompts.visual[2])
+@pytest.mark.parametrize("fusion", ["average", "text", "visual", "cost_average", "cost_concat"])
+def test_the_dual_cost_volume_and_its_ablations_follow_their_formulas(prompts: PromptEmbeddings, fusion: Any) -> None:
+    dense = torch.randn(2, 6, 3, 4)
+    text, visual = loop_volume(dense, prompts.text), loop_volume(dense, prompts.visual)
+    dual = averaged(prompts.text, prompts.visual)
+    torch.testing.assert_close(dual_prompt(prompts), dual)
+    expected = {
+        "average": loop_volume(dense, dual),
+        "text": text,
+        "visual": visual,
+        "cost_average": averaged(text.transpose(0, 1), visual.transpose(0, 1)).transpose(0, 1),
+        "cost_concat": torch.cat([text, visual], dim=2),
+    }
+    shared = dual_cost_volume(dense, prompts, fusion)
+    torch.testing.assert_close(shared, expected[fusion])
+    each = prompts.map(lambda t: t[None].expand(2, *t.shape))  # prompts of each image
+    torch.testing.assert_close(dual_cost_volume(dense, each, fusion), shared)
 
 
-def test_the_dual_cost_volume_follows_its_formula() -> None:
-    prompts, dense = some_prompts(), torch.randn(2, 6, 3, 4)
-    torch.testing.assert_close(dual_cost_volume(dense, prompts, "average"), loop_volume(dense, dual_prompt(prompts)))
-
-
-def test_visual_cost_volumes_follow_their_formula_at_each_scale() -> None:
-    prompts = some_prompts()
+def test_visual_cost_volumes_follow_their_formula_at_each_scale(prompts: PromptEmbeddings) -> None:
     stages = (torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4), torch.randn(2, 5, 2, 2))
     volumes = visual_cost_volumes(stages, prompts, (4, 3, 2))
     assert sorted(volumes) == [2, 3, 4]
     for j, volume in volumes.items():
         torch.testing.assert_close(volume, loop_volume(stages[j - 2], prompts.stages[j - 2]))
-        assert not volume[:, 1].any()  # no picture, no guidance
-
-
-def test_the_ablations_fuse_volumes_instead() -> None:
-    prompts, dense = some_prompts(), torch.randn(1, 6, 2, 2)
-    text, visual = loop_volume(dense, prompts.text), loop_volume(dense, prompts.visual)
-    torch.testing.assert_close(dual_cost_volume(dense, prompts, "text"), text)
-    torch.testing.assert_close(dual_cost_volume(dense, prompts, "visual"), visual)
-    torch.testing.assert_close(dual_cost_volume(dense, prompts, "cost_concat"), torch.cat([text, visual], dim=2))
-    average = dual_cost_volume(dense, prompts, "cost_average")
-    torch.testing.assert_close(average[:, 0], (text[:, 0] + visual[:, 0]) / 2)
-    torch.testing.assert_close(average[:, 1], text[:, 1])
-    torch.testing.assert_close(average[:, 2], visual[:, 2])
+        assert not volume[:, 2].any()  # no picture, no guidance
 
 
 def test_one_picture_serves_every_template() -> None:
-    prompts = some_prompts(pictures=1)
+    prompts = random_prompts(3, (3, 4, 5, 6), templates=2)
     assert dual_prompt(prompts).shape == (3, 2, 6)
     volume = visual_cost_volumes((torch.randn(1, 3, 2, 2),) * 3, prompts, (2,))[2]
     torch.testing.assert_close(volume[:, :, 0], volume[:, :, 1])
-
-
-@pytest.mark.parametrize("fusion", ["average", "text", "visual", "cost_average", "cost_concat"])
-def test_prompts_of_each_image_equal_shared_prompts(fusion: str) -> None:
-    prompts, dense = some_prompts(), torch.randn(2, 6, 3, 3)
-    each = prompts.map(lambda t: t[None].expand(2, *t.shape))
-    shared = dual_cost_volume(dense, prompts, fusion)  # type: ignore[arg-type]
-    torch.testing.assert_close(dual_cost_volume(dense, each, fusion), shared)  # type: ignore[arg-type]
 
 
 def test_cosines_stay_in_range_whatever_the_lengths() -> None:
