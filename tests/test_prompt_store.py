@@ -13,31 +13,33 @@ from dpseg.prompts.prompt_set import PromptEmbeddings, PromptSet
 from dpseg.serving.problems import RequestError
 from dpseg.serving.prompt_store import PromptMemory, PromptStore, size_of
 
-
-def prompt_set(name: str, classes: int = 1) -> PromptSet:
-    rows = torch.zeros(classes, 1, 4)
-    flags = torch.ones(classes, dtype=torch.bool)
-    embeddings = PromptEmbeddings(rows, rows, (rows, rows, rows), flags, flags)
-    names = tuple(f"{name}{number}" for number in range(classes))
-    return PromptSet(names, embeddings, "tiny", (("text",),) * classes)
-
-
 SIZE = 5 * 16 + 2
 KEYS = [f"{number:032x}" for number in range(6)]
 
 
-def test_the_size_is_that_of_all_tensors() -> None:
-    assert size_of(prompt_set("a")) == SIZE
-    assert size_of(prompt_set("a", classes=3)) == 3 * SIZE
+def prompt_set(name: str, classes: int = 1) -> PromptSet:
+    """A set whose class is called by the name and "0", of `SIZE` bytes a class."""
+    rows, flags = torch.zeros(classes, 1, 4), torch.ones(classes, dtype=torch.bool)
+    embeddings = PromptEmbeddings(rows, rows, (rows, rows, rows), flags, flags)
+    return PromptSet(tuple(f"{name}{number}" for number in range(classes)), embeddings, "tiny", (("text",),) * classes)
 
 
-def test_what_was_not_used_for_longest_makes_room() -> None:
+def save(store: PromptStore, *keys: str) -> None:
+    for key in keys:
+        store.save(key, prompt_set(key))
+
+
+def test_what_was_not_used_for_longest_makes_room_in_memory() -> None:
+    assert size_of(prompt_set("a", classes=3)) == 3 * size_of(prompt_set("a")) == 3 * SIZE
     memory = PromptMemory(3 * SIZE)
+
     for key in "abc":
         memory.put(key, prompt_set(key))
     assert memory.get("a") is not None
     memory.put("d", prompt_set("d"))
     assert [key for key in "abcd" if memory.get(key) is not None] == ["a", "c", "d"]
+    memory.put("large", prompt_set("large", classes=4))
+    assert [key for key in ("a", "c", "d", "large") if memory.get(key) is not None] == ["a", "c", "d"]
     memory.put("e", prompt_set("e", classes=2))
     assert [key for key in "acde" if memory.get(key) is not None] == ["d", "e"]
     memory.put("e", prompt_set("e"))  # in place of the larger one
@@ -45,18 +47,9 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     assert len(memory) == 3
 
 
-def test_what_is_larger_than_the_memory_is_not_kept() -> None:
-    memory = PromptMemory(3 * SIZE)
-    memory.put("a", prompt_set("a"))
-    memory.put("large", prompt_set("large", classes=4))
-    assert memory.get("large") is None
-    assert memory.get("a") is not None
-
-
 def test_without_a_folder_sets_are_in_memory_only() -> None:
     store = PromptStore(PromptMemory(2 * SIZE), None, 10)
-    for key in KEYS[:3]:
-        store.save(key, prompt_set(key))
+    save(store, *KEYS[:3])
     assert store.get(KEYS[2]).names == (f"{KEYS[2]}0",)
     with pytest.raises(RequestError, match="or no longer") as gone:
         store.get(KEYS[0])
@@ -65,11 +58,10 @@ def test_without_a_folder_sets_are_in_memory_only() -> None:
 
 def test_the_folder_keeps_what_memory_does_not(tmp_path: Path) -> None:
     store = PromptStore(PromptMemory(SIZE), tmp_path / "kept", 10)
-    for key in KEYS[:3]:
-        store.save(key, prompt_set(key))
-    assert [store.get(key).names for key in KEYS[:3]] == [(f"{key}0",) for key in KEYS[:3]]
+    save(store, *KEYS[:3])
     again = PromptStore(PromptMemory(SIZE), tmp_path / "kept", 10)
-    assert again.get(KEYS[1]).names == (f"{KEYS[1]}0",)
+    for one in (store, again):
+        assert [one.get(key).names for key in KEYS[:3]] == [(f"{key}0",) for key in KEYS[:3]]
 
 
 def test_requests_cannot_fill_the_disk(tmp_path: Path) -> None:
@@ -79,9 +71,7 @@ def test_requests_cannot_fill_the_disk(tmp_path: Path) -> None:
         path = prompt_set(key).save(tmp_path / f"{key}.safetensors")
         os.utime(path, (100 - number, 100 - number))  # the second is the older one
     store = PromptStore(PromptMemory(SIZE), tmp_path, 3)
-    for key in KEYS[2:4]:
-        store.save(key, prompt_set(key))
-    store.save(KEYS[3], prompt_set(KEYS[3]))  # known already, so nothing has to go
+    save(store, KEYS[2], KEYS[3], KEYS[3])  # the last is known already, so nothing has to go
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"mine.safetensors", "notes.txt", *(f"{KEYS[number]}.safetensors" for number in (0, 2, 3))}
     assert store.get("mine").names == ("mine0",)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.nn import functional as F
 
-from dpseg.model.dpseg import UNDECODED, DPSeg
+from dpseg.model.class_logits import UNDECODED
+from dpseg.model.dpseg import DPSeg
 from dpseg.model.preprocess import mirror, scaled_size
-from test_dpseg import TINY, build, some_prompts
+from dpseg.segmenter import Segmenter
+from support.tiny import decoder_config, tiny_model
+
+WORDS = ["cat", "dog", "sky", "wall", "lamp", "tram", "sea"]
 
 
 def with_views(*scales: float, decode_classes: int | None = None) -> tuple[DPSeg, DPSeg]:
-    """One model with views and the same model without."""
-    plain = build()
-    model = DPSeg(replace(TINY, mirrored_scales=scales, decode_classes=decode_classes)).eval()
-    model.load_state_dict(plain.state_dict())
-    return model, plain
+    """One model with views and the same model without, whose decoder says something."""
+    config = decoder_config()
+    viewed = replace(config, mirrored_scales=scales, decode_classes=decode_classes)
+    return tiny_model(viewed, trained=True), tiny_model(config, trained=True)
 
 
+@pytest.mark.numeric
 def test_the_logits_are_the_mean_of_all_views() -> None:
     model, plain = with_views(1.0, 0.5)
-    images, prompts = torch.rand(2, 3, 128, 64), some_prompts(plain, 5)
+    images, prompts = torch.rand(2, 3, 128, 64), Segmenter(plain).prompts(WORDS[:5]).embeddings
     with torch.no_grad():
         logits = model(images, prompts)
         one = plain(images, prompts)
@@ -30,22 +35,18 @@ def test_the_logits_are_the_mean_of_all_views() -> None:
         half = plain(F.interpolate(images.flip(-1), (64, 32), mode="bilinear", antialias=True), prompts).flip(-1)
         half = F.interpolate(half, one.shape[-2:], mode="bilinear", align_corners=False)
     torch.testing.assert_close(logits, (one + same_size + half) / 3)
+    assert not torch.allclose(one, same_size)
+    assert model.train().encode(torch.rand(1, 3, 64, 64)).mirrored == (), "training sees a photo once"
+    assert len(model.eval().encode(torch.rand(1, 3, 64, 64)).mirrored) == 2
 
 
 def test_all_views_decode_the_same_classes() -> None:
     model, plain = with_views(0.5, decode_classes=3)
-    images, prompts = torch.rand(2, 3, 64, 64), some_prompts(plain, 7)
     with torch.no_grad():
-        logits = model(images, prompts)
+        logits = model(torch.rand(2, 3, 64, 64), Segmenter(plain).prompts(WORDS).embeddings)
     decoded = (logits > UNDECODED / 2).all(dim=(2, 3))
     assert decoded.sum(dim=1).tolist() == [3, 3]
     assert ((logits == UNDECODED).all(dim=(2, 3)) == ~decoded).all()
-
-
-def test_training_sees_a_photo_once() -> None:
-    model, _ = with_views(1.0)
-    assert model.train().encode(torch.rand(1, 3, 64, 64)).mirrored == ()
-    assert len(model.eval().encode(torch.rand(1, 3, 64, 64)).mirrored) == 1
 
 
 def test_sizes_are_multiples_of_the_stride() -> None:
