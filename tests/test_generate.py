@@ -11,17 +11,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dpseg.cli import run
+from dpseg.generation.manifest import Manifest
+from support import forked
+from support.tiny_painter import SIDE, files, generate, pixels, rows, write_painter
 
-pytest.importorskip("diffusers", reason="needs the extra: pip install 'dpseg[generate]'")
-
-from support.tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
+pytestmark = pytest.mark.skipif(find_spec("diffusers") is None, reason="needs the extra: pip install 'dpseg[generate]'")
 
 CARD = "---\nlicense: other\nlicense_name: tiny-license\n---\n# Paints noise\n"
 
@@ -34,27 +38,12 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def command(painter: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command without classes, run in an empty folder; options that are added replace its own."""
+    """A command without classes for two pictures each, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPSEG_CACHE", "off")
-    return generate(painter, model, "--out", "out", "--per-class", "2")
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """Runs a command that fails by the user's mistake, and returns the one line that it prints."""
-    capsys.readouterr()
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("dpseg: ")
-    return captured.err
+    return generate(painter, model)
 
 
 def test_pictures_are_those_that_diffusers_paints(command: list[str], painter: str) -> None:
@@ -71,10 +60,9 @@ def test_pictures_are_those_that_diffusers_paints(command: list[str], painter: s
         "a photo of the couch.",
         "a photo of a couch.",  # a class's names take turns, with each template
     ]
-    assert [row["file"] for row in found] == [
-        f"{row['class']}/{row['template']:02d}-{row['seed']}.png" for row in found
-    ]
-    assert set(files()) == {row["file"] for row in found}
+    names = [f"{row['class']}/{row['template']:02d}-{row['seed']}.png" for row in found]
+    assert [row["file"] for row in found] == names
+    assert set(files()) == set(names)
     pipeline = StableDiffusionPipeline.from_pretrained(painter)
     pipeline.set_progress_bar_config(disable=True)
     for row in found:
@@ -106,10 +94,21 @@ def test_a_picture_depends_neither_on_the_batch_nor_on_the_order(command: list[s
         assert np.abs(mine - pixels(Path("other", dog))).mean() > 5
 
 
-def test_a_run_that_is_killed_loses_the_batch_in_work_alone(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    command += ["-t", "cat", "-t", "sofa", "--per-class", "30", "--templates", "30"]
+def paint_until(command: list[str], lines: int) -> None:
+    """Is killed when the manifest has so many lines and the next picture is written, but not its line."""
+    add = Manifest.add
+
+    def add_or_die(self: Manifest, *arguments: Any) -> None:
+        if len(self.entries) == lines:
+            forked.kill_me()
+        add(self, *arguments)
+
+    Manifest.add = add_or_die  # type: ignore[method-assign]
+    run(command)
+
+
+def kill(command: list[str]) -> None:
+    """Starts the command as users do, and kills it when its manifest has five lines or more."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen([sys.executable, "-m", "dpseg", *command], env=environment, stdout=subprocess.DEVNULL)
     manifest = Path("out/manifest.jsonl")
@@ -117,14 +116,26 @@ def test_a_run_that_is_killed_loses_the_batch_in_work_alone(
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_loses_the_batch_in_work_alone(
+    command: list[str], capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    command += ["-t", "cat", "-t", "sofa", "--per-class", str(count // 2), "--templates", str(count // 2)]
+    if count == 6:
+        assert forked.killed(paint_until, command, 5)
+    else:
+        kill(command)
+    manifest = Path("out/manifest.jsonl")
     before = manifest.read_bytes()
     done = before.count(b"\n")
-    assert 5 <= done < 60
+    assert 5 <= done < count
     assert done <= len(files()) <= done + 1
     with manifest.open("ab") as file:
         file.write(before[:30])  # what a kill in the middle of a line would leave
     assert run(command) == 0
-    assert f"painted {60 - done} pictures in" in capsys.readouterr().out
+    assert f"painted {count - done} picture" in capsys.readouterr().out
     assert run([*command, "--out", "whole"]) == 0
     assert rows() == rows("whole")
     assert files() == files("whole")
@@ -144,6 +155,18 @@ def test_a_second_run_paints_only_what_is_missing(command: list[str], capsys: py
     assert second | first == second
 
 
+@pytest.fixture(scope="module")
+def painted(painter: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a picture in out, and in other a pipeline whose weights differ in one bit."""
+    folder = tmp_path_factory.mktemp("painted")
+    shutil.copytree(painter, folder / "other")
+    weights = folder / "other/unet/diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert run(generate(painter, model, "--out", str(folder / "out"), "--text", "cat", "--per-class", "1")) == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -160,79 +183,76 @@ def test_a_second_run_paints_only_what_is_missing(command: list[str], capsys: py
     ],
 )
 def test_other_settings_in_the_same_folder_are_refused(
-    command: list[str], painter: str, capsys: pytest.CaptureFixture[str], changed: list[str], message: str
+    command: list[str],
+    painted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    changed: list[str],
+    message: str,
 ) -> None:
-    assert run([*command, "--text", "cat", "--per-class", "1"]) == 0
+    monkeypatch.chdir(painted)
     before = rows(), files()
-    shutil.copytree(painter, "other")
-    weights = Path("other/unet/diffusion_pytorch_model.safetensors")
-    data = weights.read_bytes()
-    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert len(before[0]) == len(before[1]) == 1
     classes = [] if "--text" in changed else ["--text", "cat"]
-    assert message in refused(capsys, [*command, *classes, *changed])
+    assert message in refused(*command, *classes, *changed)
     assert (rows(), files()) == before
+
+
+@pytest.fixture(scope="module")
+def strange(painter: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what is no pipeline that paints from words."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    folder = tmp_path_factory.mktemp("strange")
+    (folder / "file").touch()
+    (folder / "empty").mkdir()
+    shutil.copytree(painter, folder / "broken")
+    (folder / "broken/unet/diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    DDPMPipeline(UNet2DModel(8, **blocks, norm_num_groups=2), DDPMScheduler()).save_pretrained(folder / "ddpm")
+    return folder
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no classes given"),
-        (["-t", "cat", "--templates", "81"], "there are 1 to 80"),
-        (["-t", "cat", "--per-class", "0"], "per-class 0 is out of range"),
-        (["-t", "cat", "--retries", "-1"], "retries -1 is out of range"),
-        (["-t", "cat", "--min-agreement", "2"], "min-agreement 2.0 is out of range"),
-        (["-t", "cat", "--dtype", "bf"], "did you mean 'bf16'?"),
-        (["-t", "cat", "--size", "30"], "have to be divisible by 8"),
-        (["-t", "cat", "--generator", "nowhere"], "no folder is called 'nowhere'"),
-        (["-t", "cat", "--generator", "file"], "file: is a file; give the folder"),
-        (["-t", "cat", "--generator", "empty"], "empty: is no diffusers pipeline, it holds no model_index.json"),
-        (["-t", "cat", "--generator", "broken"], "broken: cannot be loaded as a diffusers pipeline"),
-        (["-t", "cat", "--generator", "ddpm"], "a DDPMPipeline takes no prompt"),
-        (["-t", "cat", "--out", "file"], "file: cannot be written"),
+        ("", "no classes given"),
+        ("-t cat --templates 81", "there are 1 to 80"),
+        ("-t cat --per-class 0", "per-class 0 is out of range"),
+        ("-t cat --retries -1", "retries -1 is out of range"),
+        ("-t cat --min-agreement 2", "min-agreement 2.0 is out of range"),
+        ("-t cat --dtype bf", "did you mean 'bf16'?"),
+        ("-t cat --size 30", "have to be divisible by 8"),
+        ("-t cat --generator nowhere", "no folder is called 'nowhere'"),
+        ("-t cat --generator STRANGE/file", "file: is a file; give the folder"),
+        ("-t cat --generator STRANGE/empty", "empty: is no diffusers pipeline, it holds no model_index.json"),
+        ("-t cat --generator STRANGE/broken", "broken: cannot be loaded as a diffusers pipeline"),
+        ("-t cat --generator STRANGE/ddpm", "a DDPMPipeline takes no prompt"),
+        ("-t cat --out STRANGE/file", "file: cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(
-    command: list[str], painter: str, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    command: list[str], strange: Path, refused: Callable[..., str], arguments: str, message: str
 ) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-    Path("file").touch()
-    Path("empty").mkdir()
-    if "broken" in arguments:
-        shutil.copytree(painter, "broken")
-        Path("broken/unet/diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    if "ddpm" in arguments:
-        unet = UNet2DModel(
-            8,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            norm_num_groups=2,
-        )
-        DDPMPipeline(unet, DDPMScheduler()).save_pretrained("ddpm")
-    assert message in refused(capsys, [*command, *arguments])
+    assert message in refused(*command, *arguments.replace("STRANGE", str(strange)).split())
     assert not files(".")
 
 
 def test_a_missing_extra_is_named(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert "run: pip install 'dpseg[generate]'" in refused(capsys, [*command, "-t", "cat"])
+    assert "run: pip install 'dpseg[generate]'" in refused(*command, "-t", "cat")
 
 
 def test_the_hub_and_its_cache(
-    command: list[str],
-    painter: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    command: list[str], painter: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commit, repository = "0123456789abcdef" * 2 + "01234567", tmp_path / "hub" / "models--me--tiny"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     command += ["-t", "cat", "--generator", "me/tiny"]
-    message = refused(capsys, command)
+    message = refused(*command)
     assert "me/tiny: cannot be fetched from the Hugging Face hub (OfflineModeIsEnabled" in message
     assert "copy its files, model_index.json and the folders that it names, into a folder" in message
     shutil.copytree(painter, repository / "snapshots" / commit)
@@ -245,7 +265,7 @@ def test_the_hub_and_its_cache(
 
 
 def test_too_little_memory_is_told_with_what_helps(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -258,7 +278,7 @@ def test_too_little_memory_is_told_with_what_helps(
         return original(self, prompt, **options)
 
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", call)
-    assert "2 at a time; give a smaller --batch-size" in refused(capsys, [*command, "-t", "cat", "--batch-size", "2"])
+    assert "2 at a time; give a smaller --batch-size" in refused(*command, "-t", "cat", "--batch-size", "2")
     assert run([*command, "-t", "cat", "--batch-size", "1"]) == 0
 
 
@@ -275,7 +295,6 @@ def test_a_full_disk_keeps_what_is_painted(
     command += ["-t", "cat", "--per-class", "4"]
     with monkeypatch.context() as patch:
         patch.setattr("dpseg.generation.manifest.os.fsync", sync)
-        capsys.readouterr()
         assert run(command) == 2
         assert "manifest.jsonl: the disk is full" in capsys.readouterr().err
     assert len(rows()) == 3

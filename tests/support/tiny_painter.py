@@ -12,9 +12,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from dpseg.config import ModelConfig
-from dpseg.model.dpseg import DPSeg
-
 SIDE = 32
 """Of the pictures, in pixels."""
 
@@ -37,42 +34,28 @@ def write_painter(folder: Path, change: Callable[[Any], None] | None = None, cha
     (words / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (words / "merges.txt").write_text("#version: 0.2\n")
     text = CLIPTextConfig(
-        vocab_size=len(tokens),
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
+        vocab_size=len(tokens), bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, hidden_size=16,
+        intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = StableDiffusionPipeline(
             vae=AutoencoderKL(
-                channels,
-                channels,
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-                block_out_channels=(8, 8),
-                norm_num_groups=4,
+                channels, channels, down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), norm_num_groups=4,
             ),
             text_encoder=CLIPTextModel(text),
             tokenizer=CLIPTokenizer.from_pretrained(words, model_max_length=77),
             unet=UNet2DConditionModel(
-                sample_size=SIDE // 2,
-                block_out_channels=(8, 16),
-                layers_per_block=1,
+                sample_size=SIDE // 2, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
                 down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                cross_attention_dim=16,
-                attention_head_dim=4,
-                norm_num_groups=4,
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4, norm_num_groups=4,
             ),
             scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        )
+        )  # fmt: skip
         if change is not None:
             with torch.no_grad():
                 change(pipeline)
@@ -80,23 +63,10 @@ def write_painter(folder: Path, change: Callable[[Any], None] | None = None, cha
     return str(folder)
 
 
-def write_model(folder: Path) -> str:
-    """Saves a random model with one template, and returns its folder."""
-    config = ModelConfig(
-        encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        DPSeg(config).save_pretrained(folder)
-    return str(folder)
-
-
 def generate(painter: str, model: str, *options: str) -> list[str]:
-    """Returns a command line that paints in two steps; `options` hold the classes and where to."""
-    return [
-        *("prompts", "generate", "--generator", painter, "--model", model, "--device", "cpu", "--steps", "2"),
-        *options,
-    ]
+    """Returns a command without classes for two pictures each; options that are added replace its own."""
+    plain = ["--generator", painter, "--model", model, "--device", "cpu", "--steps", "2", "--out", "out"]
+    return ["prompts", "generate", *plain, "--per-class", "2", *options]
 
 
 def rows(folder: str = "out") -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Painted pictures that are of no use, and those with alpha: what becomes of them, file by file."""
+"""What becomes of painted pictures that are of no use, and of those with alpha; their plan, folders and pipelines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,42 +17,35 @@ from torch.nn import functional as F
 
 from dpseg.cli import run
 from dpseg.errors import ConfigError
+from dpseg.generation.pipeline import Painter, Wishes
 from dpseg.generation.plan import Slot, folder_name, plan
 from dpseg.generation.quality import difference_hash, is_blank, tidy
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.prompts.text import TEMPLATES, parse_class, parse_classes
 from dpseg.prompts.visual import Reference, parse_reference
 from dpseg.segmenter import Segmenter
+from support.pictures import RED, plain
+from support.tiny_painter import SIDE, files, generate, pixels, rows, write_painter
 
-pytest.importorskip("diffusers", reason="needs the extra: pip install 'dpseg[generate]'")
-
-from dpseg.generation.pipeline import Painter, Wishes
-from support.tiny_painter import SIDE, files, generate, pixels, rows, write_model, write_painter
+pytestmark = pytest.mark.skipif(find_spec("diffusers") is None, reason="needs the extra: pip install 'dpseg[generate]'")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+def painter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_painter(tmp_path_factory.mktemp("painters") / "tiny-sd")
 
 
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def command(painter: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command without classes, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPSEG_CACHE", "off")
+    return generate(painter, model)
 
 
-def paint(model: str, change: Callable[[Any], None] | None, *options: str, channels: int = 3) -> int:
-    """Paints with a pipeline of its own kind, and returns the exit status."""
-    painter = write_painter(Path("painters", "painter"), change, channels)
-    return run(generate(painter, model, "--out", "out", *options))
-
-
-def embedding(images: Tensor, masks: Tensor, model: str) -> Tensor:
-    """Returns V (N, D) of pictures (N, 3, h, w) and their masks (N, h, w), from the encoder's own layers."""
-    encoder = Segmenter.from_pretrained(model, "cpu").model.encoder
-    dense = encoder.trunk(images)[3]
-    weights = F.adaptive_avg_pool2d(masks[:, None], dense.shape[-2:])
-    return F.normalize((dense * weights).sum((2, 3)) / weights.sum((2, 3)), dim=-1)
+def with_painter(command: list[str], change: Callable[[Any], object], channels: int = 3) -> list[str]:
+    """Returns the command with a changed pipeline in place of the plain one."""
+    return [*command, "--generator", write_painter(Path("own"), change, channels)]
 
 
 def add_safety_checker(pipeline: Any, pictures: list[Image.Image]) -> list[bool]:
@@ -62,8 +56,7 @@ def add_safety_checker(pipeline: Any, pictures: list[Image.Image]) -> list[bool]
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(vision_config={**vision, "image_size": SIDE, "patch_size": 8}, projection_dim=8)
     checker = StableDiffusionSafetyChecker(config)
-    side = {"height": SIDE, "width": SIDE}
-    extractor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=side)
+    extractor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     inputs = extractor(pictures, return_tensors="pt").pixel_values
     embeddings = checker.visual_projection(checker.vision_model(inputs)[1])
     concept = embeddings[0] - embeddings.mean(0)
@@ -78,15 +71,15 @@ def add_safety_checker(pipeline: Any, pictures: list[Image.Image]) -> list[bool]
     return [float(cosine) > middle for cosine in cosines]
 
 
-def test_what_the_safety_checker_flags_is_never_written(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("-t", "cat", "--per-class", "8", "--batch-size", "3")
-    assert paint(model, None, *options) == 0
-    unchecked = {row["seed"]: row["sha256"] for row in rows()}
-    pictures = [Image.open(Path("out", row["file"])).convert("RGB") for row in rows()]
+def test_what_the_safety_checker_flags_is_never_written(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command += ["-t", "cat", "--per-class", "8", "--batch-size", "3"]
+    assert run([*command, "--out", "unchecked"]) == 0
+    unchecked = {row["seed"]: row["sha256"] for row in rows("unchecked")}
+    pictures = [Image.open(Path("unchecked", row["file"])).convert("RGB") for row in rows("unchecked")]
     assert "has no safety checker" in capsys.readouterr().out
-    Path("out").rename("unchecked")
     flags: list[bool] = []
-    assert paint(model, lambda pipeline: flags.extend(add_safety_checker(pipeline, pictures)), *options) == 0
+    command = with_painter(command, lambda pipeline: flags.extend(add_safety_checker(pipeline, pictures)))
+    assert run(command) == 0
     assert 2 <= sum(flags) <= 6
     found = rows()
     first = [row for row in found if row["attempt"] == 0]
@@ -110,31 +103,29 @@ def one_picture(pipeline: Any) -> None:
     pipeline.vae.decoder.conv_out.weight.mul_(20)
 
 
-def test_near_duplicates_are_painted_again_and_kept_out(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert paint(model, one_picture, "-t", "cat", "-t", "dog", "--per-class", "3", "--retries", "1") == 0
+def test_near_duplicates_are_painted_again_and_kept_out(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*with_painter(command, one_picture), "-t", "cat", "-t", "dog", "--per-class", "3", "--retries"]
+    assert run([*command, "1"]) == 0
     found = rows()
     kept = [(row["class"], row["template"], row["attempt"]) for row in found if row["state"] == "kept"]
     assert kept == [("cat", 1, 0), ("dog", 1, 0)]  # those of another class are no duplicates
     assert len(files()) == 2
     rejected = [(row["class"], row["template"], row["attempt"]) for row in found if row["reason"] == "near-duplicate"]
-    assert rejected == [
-        (name, template, attempt) for attempt in (0, 1) for name in ("cat", "dog") for template in (2, 3)
-    ]
+    tries = [(name, template, attempt) for attempt in (0, 1) for name in ("cat", "dog") for template in (2, 3)]
+    assert rejected == tries
     captured = capsys.readouterr()
     assert "painted 10 pictures" in captured.out
     assert "2 kept, 8 rejected (8 near-duplicate)" in captured.out
-    assert captured.err.splitlines() == [
-        f"{name}: 2 missing after all tries (2 near-duplicate)" for name in ("cat", "dog")
-    ]
-    again = ("-t", "cat", "-t", "dog", "--per-class", "3", "--retries")
-    assert paint(model, one_picture, *again, "1") == 0
+    missing = [f"{name}: 2 missing after all tries (2 near-duplicate)" for name in ("cat", "dog")]
+    assert captured.err.splitlines() == missing
+    assert run([*command, "1"]) == 0
     assert "nothing is missing" in capsys.readouterr().out
-    assert paint(model, one_picture, *again, "2") == 0
+    assert run([*command, "2"]) == 0
     assert "painted 4 pictures" in capsys.readouterr().out
 
 
-def test_keep_all_keeps_the_last_try(model: str) -> None:
-    assert paint(model, one_picture, "-t", "cat", "--per-class", "2", "--retries", "1", "--keep-all") == 0
+def test_keep_all_keeps_the_last_try(command: list[str]) -> None:
+    assert run([*with_painter(command, one_picture), "-t", "cat", "--retries", "1", "--keep-all"]) == 0
     assert [(row["attempt"], row["state"], row["reason"]) for row in rows()] == [
         (0, "kept", None),
         (0, "rejected", "near-duplicate"),
@@ -144,22 +135,29 @@ def test_keep_all_keeps_the_last_try(model: str) -> None:
 
 
 def test_blank_pictures_are_failures_and_a_class_without_any_is_told(
-    model: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def blank(pipeline: Any) -> None:
-        pipeline.vae.decoder.conv_out.weight.zero_()
-
-    assert paint(model, blank, "-t", "cat", "--per-class", "2", "--retries", "0") == 1
+    command = with_painter(command, lambda pipeline: pipeline.vae.decoder.conv_out.weight.zero_())
+    assert run([*command, "-t", "cat", "--retries", "0"]) == 1
     assert [row["reason"] for row in rows()] == ["blank", "blank"]
     assert not files()
     assert capsys.readouterr().err.splitlines()[-1] == "no picture of: cat"
 
 
-def test_agreement_is_the_cosine_of_picture_and_words(model: str) -> None:
-    options = ("-t", "sofa, couch", "-t", "cat", "--per-class", "5", "--retries", "1")
-    assert paint(model, None, *options) == 0
-    found = rows()
-    images = np.stack([pixels(Path("out", row["file"])) for row in found]) / 255
+def embedding(images: Tensor, masks: Tensor, model: str) -> Tensor:
+    """Returns V (N, D) of pictures (N, 3, h, w) and their masks (N, h, w), from the encoder's own layers."""
+    encoder = Segmenter.from_pretrained(model, "cpu").model.encoder
+    dense = encoder.trunk(images)[3]
+    weights = F.adaptive_avg_pool2d(masks[:, None], dense.shape[-2:])
+    return F.normalize((dense * weights).sum((2, 3)) / weights.sum((2, 3)), dim=-1)
+
+
+@pytest.mark.numeric
+def test_agreement_is_the_cosine_of_picture_and_words(command: list[str], model: str) -> None:
+    command += ["-t", "sofa, couch", "-t", "cat", "--per-class", "5", "--retries", "1"]
+    assert run([*command, "--out", "all"]) == 0
+    found = rows("all")
+    images = np.stack([pixels(Path("all", row["file"])) for row in found]) / 255
     tensors = torch.from_numpy(images).float().movedim(3, 1)
     encoder = Segmenter.from_pretrained(model, "cpu").model.encoder
     names = ["a photo of a sofa.", "a photo of a couch.", "a photo of a cat."]
@@ -168,22 +166,16 @@ def test_agreement_is_the_cosine_of_picture_and_words(model: str) -> None:
     expected = (embedding(tensors, torch.ones(10, SIDE, SIDE), model) * text).sum(-1).tolist()
     assert [row["agreement"] for row in found] == pytest.approx(expected, abs=1e-4)
     least = sorted(expected)[5]
-    Path("out").rename("all")
-    assert paint(model, None, *options, "--min-agreement", f"{least - 1e-4:.5f}") in (0, 1)
+    assert run([*command, "--min-agreement", f"{least - 1e-4:.5f}"]) in (0, 1)
     first = [row for row in rows() if row["attempt"] == 0]
     assert [row["reason"] for row in first] == [None if value >= least else "low agreement" for value in expected]
     assert {row["file"] for row in rows() if row["state"] == "kept"} == set(files())
     assert sum(row["attempt"] == 1 for row in rows()) == 5
 
 
-def cut_out(pipeline: Any) -> None:
-    """Makes the alpha channel of a pipeline with four nearly 0 or 255."""
-    pipeline.vae.decoder.conv_out.weight[3].mul_(200)
-
-
-def test_alpha_is_saved_and_is_the_mask(model: str) -> None:
-    options = ("-t", "cat", "--per-class", "1", "--save-prompts", "cat.safetensors")
-    assert paint(model, cut_out, *options, channels=4) == 0
+def test_alpha_is_saved_and_is_the_mask(command: list[str], model: str) -> None:
+    command = with_painter(command, lambda pipeline: pipeline.vae.decoder.conv_out.weight[3].mul_(200), channels=4)
+    assert run([*command, "-t", "cat", "--per-class", "1", "--save-prompts", "cat.safetensors"]) == 0
     (row,) = rows()
     painted = pixels(Path("out", row["file"]))
     assert painted.shape == (SIDE, SIDE, 4)
@@ -203,12 +195,13 @@ def test_alpha_is_saved_and_is_the_mask(model: str) -> None:
     assert row["agreement"] == pytest.approx(float(saved.embeddings.text[0, 0] @ expected[0]), abs=1e-4)
 
 
-def test_a_prompt_set_of_the_pictures_segments(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("-t", "cat, kitty", "-t", "dog", "--per-class", "2", "--save-prompts", "kept/both.safetensors")
-    assert paint(model, None, *options) == 0
+def test_a_prompt_set_of_the_pictures_segments(
+    command: list[str], model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "-t", "cat, kitty", "-t", "dog", "--save-prompts", "kept/both.safetensors"]) == 0
     use = capsys.readouterr().out.splitlines()[-1]
     assert use == f"use: dpseg predict PHOTOS --model {model} --prompts kept/both.safetensors"
-    Image.new("RGB", (64, 64), (200, 30, 30)).save("photo.png")
+    plain(RED, 64).save("photo.png")
     assert run([*use.removeprefix("use: dpseg ").replace("PHOTOS", "photo.png").split(), "--out", "found"]) == 0
     assert Path("found/photo_labels.png").is_file()
 
@@ -248,7 +241,7 @@ def test_the_plan_takes_each_template_once_before_any_twice() -> None:
         plan(parse_classes(["cat"]), 1, 81)
 
 
-def test_names_of_folders_are_safe_and_distinct() -> None:
+def test_names_of_folders_are_safe_and_distinct(tmp_path: Path) -> None:
     names = ["traffic light", "a/b", "a:b", "a_b", "..", "con", "Nul.x", "ding ", 'say "x"', "é", "x" * 300, "x" * 301]
     folders = [folder_name(name) for name in names]
     assert len(set(folders)) == len(names)
@@ -259,8 +252,7 @@ def test_names_of_folders_are_safe_and_distinct() -> None:
         assert not folder.endswith((".", " "))
         assert folder.lower() not in ("con", "nul.x")
         assert len(folder.encode()) < 150
-        path = Path(folder)
-        path.mkdir()
+        (tmp_path / folder).mkdir()
     assert Slot(parse_class("a/b"), 1).file(1) == f"{folder_name('a/b')}/01-1.png"
 
 
