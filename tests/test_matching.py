@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from dpseg.cache import EmbeddingCache
 from dpseg.cli import run
-from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError
 from dpseg.matching import MATCHINGS, Matching, matching_of
 from dpseg.model.cost_volume import dual_prompt
@@ -21,17 +21,18 @@ from dpseg.model.dpseg import DPSeg
 from dpseg.model.encoders import Pyramid
 from dpseg.model.matching import contrast_rows, with_whole, words_worth
 from dpseg.model.prompt_encoding import name_features, text_prompts
-from dpseg.model.prompting import build_prompts
+from dpseg.model.prompting import References, build_prompts
 from dpseg.model.tiny import TinyEncoder
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.prompt_set import PromptEmbeddings
 from dpseg.prompts.text import parse_classes, templates
 from dpseg.prompts.visual import Reference
-from dpseg.segmenter import Segmenter
 from support.labelled_set import write_set
+from support.pictures import plain
+from support.tiny import save_tiny, tiny_config, tiny_segmenter
 
-CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=2, logit_scale=10.0, tune_encoder=False)
-RED, GREEN, BLUE = (Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue"))
+CONFIG = tiny_config(templates=2)
+RED, GREEN, BLUE = (plain(colour) for colour in ((255, 0, 0), (0, 128, 0), (0, 0, 255)))
 
 
 class PixelEncoder(TinyEncoder):
@@ -61,21 +62,17 @@ def test_what_varies_within_a_thing_counts_less_than_what_tells_it_apart() -> No
     assert float(rows[0, 2]) < 0 < float(rows[1, 2])
 
 
-def test_what_all_classes_have_says_nothing() -> None:
+def test_what_all_classes_have_and_what_is_beside_the_thing_say_nothing() -> None:
     classes = [[picture((1.0, 0.2, 0.0))], [picture((1.0, 0.0, 0.3))], [picture((1.0, 0.1, 0.1))]]
     units = [torch.nn.functional.normalize(crop[:, 0, 0], dim=0) for ((crop, _),) in classes]
     centre = torch.stack(units).mean(dim=0)
     torch.testing.assert_close(contrast(*classes) @ centre, torch.zeros(3), atol=1e-5, rtol=0)
     assert torch.equal(contrast([picture((1.0, 0.2, 0.0))]), torch.zeros(1, 3))
-
-
-def test_positions_beside_the_thing_do_not_count() -> None:
     one, other = picture((1.0, 0.0, 0.2)), picture((1.0, 0.3, 0.0))
     crop, mask = picture((1.0, 0.0, 0.2), (0.0, 1.0, 0.0))
     mask[:, 1] = 0
-    torch.testing.assert_close(contrast([(crop, mask)], [other]), contrast([one], [other]))
-    speck = (crop, mask * 0.1)  # of a thing that covers no position by half, the best covered count
-    torch.testing.assert_close(contrast([speck], [other]), contrast([one], [other]))
+    for beside in (mask, mask * 0.1):  # of a thing that covers no position by half, the best covered count
+        torch.testing.assert_close(contrast([(crop, beside)], [other]), contrast([one], [other]))
 
 
 class CornerEncoder(TinyEncoder):
@@ -126,21 +123,23 @@ def test_the_whole_is_what_looks_most_like_a_class() -> None:
     whole = with_whole(pyramid, prompts, "average", 2.0)
     expected = row + 2 * thing[None, :, None, None]
     torch.testing.assert_close(whole.dense, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        whole.mirrored[0].dense, expected, atol=1e-4, rtol=0
-    )  # unit vectors, whatever E's length
+    mirrored = whole.mirrored[0].dense  # unit vectors, whatever E's length
+    torch.testing.assert_close(mirrored, expected, atol=1e-4, rtol=0)
     assert whole.stages[0] is row
 
 
-def test_only_what_is_asked_for_changes(tmp_path: Path) -> None:
-    encoder, cache = TinyEncoder(CONFIG), EmbeddingCache(tmp_path)
-    words, references = ["red", "green", "blue"], {"red": [RED], "green": [GREEN]}
+def built(
+    encoder: TinyEncoder, matching: Matching | None, references: References | None, bank: Bank | None = None
+) -> PromptEmbeddings:
+    """Prompts of three words, of which the first is "red", and of references."""
+    words = ["crimson, red" if isinstance(encoder, Forgetful) else "red", "green", "blue"]
+    return build_prompts(encoder, words, references, 2, EmbeddingCache(), bank, matching).embeddings
 
-    def built(matching: Matching | None) -> PromptEmbeddings:
-        return build_prompts(encoder, words, references, 2, cache, None, matching).embeddings
 
-    plain, contrasted = built(None), built(Matching(contrast=2.0))
-    assert torch.equal(plain.visual, built(Matching()).visual)
+def test_only_what_is_asked_for_changes() -> None:
+    encoder, references = TinyEncoder(CONFIG), {"red": [RED], "green": [GREEN]}
+    plain, contrasted = built(encoder, None, references), built(encoder, Matching(contrast=2.0), references)
+    assert torch.equal(plain.visual, built(encoder, Matching(), references).visual)
     crops = [[Reference(picture).crop(encoder.crop_size)] for picture in (RED, GREEN)]
     length = (plain.visual[:2] + 2.0 * contrast_rows(encoder, crops)[:, None]).norm(dim=-1, keepdim=True)
     torch.testing.assert_close(contrasted.text[:2], plain.text[:2] / length)  # contrast joins the average of T and V
@@ -149,24 +148,19 @@ def test_only_what_is_asked_for_changes(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.linalg.vector_norm(contrasted.visual[:2], dim=-1), torch.ones(2, 1))
     assert not contrasted.visual[2].any()
     assert float(plain.visual[0] @ plain.visual[1].T) > float(contrasted.visual[0] @ contrasted.visual[1].T)
-    weighed = built(Matching(weigh_words=True))
+    weighed = built(encoder, Matching(weigh_words=True), references)
     own = words_worth(plain.text, [0, 1], plain.visual[:2, 0])
     torch.testing.assert_close(weighed.text[:2], own * plain.text[:2])
     assert own < 1
     assert torch.equal(weighed.text[2], plain.text[2])  # it has nothing else
     assert torch.equal(weighed.visual, plain.visual)
-    alone = build_prompts(encoder, None, references, 2, cache, None, MATCHINGS["alike"]).embeddings
+    alone = build_prompts(encoder, None, references, 2, EmbeddingCache(), None, MATCHINGS["alike"]).embeddings
     assert not alone.text.any()
 
 
-def test_words_outweigh_few_pictures(tmp_path: Path) -> None:
-    encoder, cache = TinyEncoder(CONFIG), EmbeddingCache(tmp_path)
-    words, references = ["red", "green", "blue"], {"green": [GREEN, BLUE, RED, RED], "red": [RED]}
-
-    def built(prior: float) -> PromptEmbeddings:
-        return build_prompts(encoder, words, references, 2, cache, None, Matching(prior=prior)).embeddings
-
-    plain, weighed = built(0.0), built(2.0)
+def test_words_outweigh_few_pictures() -> None:
+    encoder, references = TinyEncoder(CONFIG), {"green": [GREEN, BLUE, RED, RED], "red": [RED]}
+    plain, weighed = (built(encoder, Matching(prior=prior), references) for prior in (0.0, 2.0))
     shares = torch.tensor([3.0, 1.5, 1.0])  # (1 + 2) / 1 and (4 + 2) / 4 pictures; none
     torch.testing.assert_close(weighed.text, plain.text * shares[:, None, None])
     assert torch.equal(weighed.visual, plain.visual)
@@ -183,45 +177,34 @@ class Forgetful(TinyEncoder):
         return 0.5 * (torch.cdist(features, reds) < 1e-3).any(dim=-1)
 
 
-def test_words_outweigh_pictures_as_far_as_training_knew_them(tmp_path: Path) -> None:
-    encoder, cache = Forgetful(CONFIG), EmbeddingCache(tmp_path)
-    words, references = ["crimson, red", "green", "blue"], {"red": [RED], "green": [GREEN]}
-    known = text_prompts(encoder, parse_classes(words), templates(2), cache).familiarity
+def test_words_outweigh_pictures_as_far_as_training_knew_them() -> None:
+    encoder, cache = Forgetful(CONFIG), EmbeddingCache()
+    classes = parse_classes(["crimson, red", "green", "blue"])
+    known = text_prompts(encoder, classes, templates(2), cache).familiarity
     torch.testing.assert_close(known, torch.tensor([0.5, 0.0, 0.0]))  # by the best known of its names
-
-    def built(prior: float, bank: Bank | None = None) -> PromptEmbeddings:
-        shown = references if bank is None else None
-        return build_prompts(encoder, words, shown, 2, cache, bank, Matching(prior=prior)).embeddings
-
     weights = torch.tensor([2.0, 1.0, 1.0])[:, None, None]  # (1 + 2 * 0.5) / 1 picture
-    torch.testing.assert_close(built(2.0).text, built(0.0).text * weights)
-    text = name_features(encoder, parse_classes(words), cache)
     shown = encoder.visual_features(torch.rand(3, 3, 32, 32))
+    text = name_features(encoder, classes, cache)
     bank = Bank(("crimson", "green", "blue"), text, shown.dense, shown.stages, encoder.fingerprint)
-    assert built(2.0, bank).has_visual.all()
-    torch.testing.assert_close(built(2.0, bank).text, built(0.0, bank).text * weights)  # a bank counts as one picture
+    pictures = {"red": [RED], "green": [GREEN]}
+    for references, given in ((pictures, None), (None, bank)):  # a bank counts as one picture
+        plain, weighed = (built(encoder, Matching(prior=prior), references, given) for prior in (0.0, 2.0))
+        assert weighed.has_visual.tolist() == [True, True, given is not None]
+        torch.testing.assert_close(weighed.text, plain.text * weights)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    place = tmp_path_factory.mktemp("model")
-    DPSeg(CONFIG).save_pretrained(place)
-    return place
-
-
-def test_the_photo_as_a_whole_reaches_the_labels(folder: Path) -> None:
-    segmenter = Segmenter.from_pretrained(folder, "cpu")
+def test_the_photo_as_a_whole_reaches_the_labels() -> None:
+    segmenter = tiny_segmenter(templates=2)
+    prompts = segmenter.prompts(None, {"red": RED, "green": GREEN})
     photo = Image.new("RGB", (96, 64), "red")
     photo.paste("green", (64, 0, 96, 64))
-    prompts = segmenter.prompts(None, {"red": RED, "green": GREEN})
     assert set(segmenter(photo, prompts=prompts).areas) == {"red", "green"}
     segmenter.model.config = replace(segmenter.model.config, matching=Matching(whole=50.0))
     assert len(segmenter(photo, prompts=prompts).areas) == 1
 
 
 def test_a_models_config_may_say_it(tmp_path: Path) -> None:
-    DPSeg(replace(CONFIG, matching=MATCHINGS["alike"])).save_pretrained(tmp_path)
+    save_tiny(tmp_path, matching=MATCHINGS["alike"])
     assert DPSeg.from_pretrained(tmp_path).config.matching == MATCHINGS["alike"]
     content = json.loads((tmp_path / "config.json").read_text())
     assert content.pop("matching")["contrast"] == 3.0
@@ -229,25 +212,17 @@ def test_a_models_config_may_say_it(tmp_path: Path) -> None:
     assert DPSeg.from_pretrained(tmp_path).config.matching == Matching()
 
 
-def test_evaluate_takes_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, out = write_set(tmp_path / "shapes", photos=4), tmp_path / "report.json"
-    (data / "val.txt").write_text("photo0\n")
-    command = ["evaluate", str(data), "--model", str(folder), "--prompts", "pictures", "--refine", "off"]
+def test_evaluate_takes_it(model: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    data, out = write_set(tmp_path / "shapes", photos=4, splits={"val": [0]}), tmp_path / "report.json"
+    command = ["evaluate", str(data), "--model", model, "--prompts", "pictures", "--refine", "off"]
     assert run([*command, "--match", "alike", "--out", str(out)]) == 0
-    assert json.loads(out.read_text())["model"]["matching"] == {
-        "contrast": 3.0,
-        "turned": True,
-        "whole": 4.0,
-        "weigh_words": True,
-        "prior": 0.0,
-        "logit_adjustment": 0.0,
-    }
-    assert run([*command, "--match", "alke"]) == 2
-    assert "match 'alke' is unknown; did you mean 'alike'" in capsys.readouterr().err
+    alike = {"contrast": 3.0, "turned": True, "whole": 4.0, "weigh_words": True, "prior": 0.0, "logit_adjustment": 0.0}
+    assert json.loads(out.read_text())["model"]["matching"] == alike
+    assert "match 'alke' is unknown; did you mean 'alike'" in refused(*command, "--match", "alke")
 
 
 def test_what_is_out_of_range_is_refused() -> None:
     assert matching_of(" Plain ") == Matching()
     for field, value in (("contrast", -1.0), ("whole", float("nan")), ("prior", -2.0), ("logit_adjustment", -0.1)):
         with pytest.raises(ConfigError, match=rf"matching\.{field} {value} is out of range; give a number from 0 on"):
-            Matching(**{field: value})
+            Matching(**{field: value})  # type: ignore[arg-type]
