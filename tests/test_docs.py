@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -183,13 +184,16 @@ def test_a_benchmark_says_how_to_start_it_and_what_it_imports_is_there(name: str
     if "__main__" in script.read_text(encoding="utf-8"):
         assert f"python benchmarks/{name}.py" in documentation
     for module, names in imports(script):
-        place = (PACKAGE.parent if module.split(".")[0] == "dpseg" else BENCHMARKS) / module.replace(".", "/")
+        home, package = module.split(".")[0], PACKAGE.parent / module.replace(".", "/")
         if module == "dpseg":
             assert set(names) <= set(dpseg.__all__)
-        elif place.is_dir():
-            assert all((place / f"{one}.py").is_file() for one in names), module
-        elif module.startswith("dpseg") or module in SCRIPTS:
+        elif home == "dpseg" and package.is_dir():
+            assert all((package / f"{one}.py").is_file() for one in names), module
+        elif home == "dpseg" or module in SCRIPTS:
+            place = package if home == "dpseg" else BENCHMARKS / module
             assert set(names) <= symbols(place.with_suffix(".py")), module
+        else:
+            assert find_spec(home), f"{name} imports {module}, which is not there"
 
 
 @pytest.mark.slow
