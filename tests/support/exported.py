@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -24,23 +21,11 @@ if TYPE_CHECKING:
 
 SED: dict[str, Any] = {"fusion": "text", "guidance": "cost_chain", "spatial": "depthwise9", "logit_scale": 0.0}
 
-needs_exporter = pytest.mark.skipif(
-    find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="the extras export and onnx are missing"
-)
-one_worker = pytest.mark.xdist_group("export")  # so that two do not make the same exports, where they are told apart
-
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the tests end
 
 
-@dataclass(frozen=True)
-class Export:
-    """What `dpseg export` made.
-
-    Attributes:
-        path: model.onnx; its folder holds nothing else, but for a tiny model the folder tiny/.
-        options: those of the command, without --out.
-        program: what was traced.
-    """
+class Export(NamedTuple):
+    """A file that `dpseg export` made, its options without --out, and what was traced."""
 
     path: Path
     options: tuple[str, ...]
@@ -62,9 +47,9 @@ def exportable(**changes: Any) -> DPSeg:
     return tiny_model(trained=True, **plain | changes)
 
 
-def prompts_of_both_kinds(model: DPSeg, count: int) -> PromptSet:
-    """Random prompts of the classes a, b and so on: in turn with both kinds, with text and with pictures alone."""
-    return PromptSet(tuple("abcdefgh"[:count]), graph.random_prompts(model, count), prompt_fingerprint(model.encoder))
+def random_set(model: DPSeg, names: str) -> PromptSet:
+    """Prompts of classes of a letter each: in turn with both kinds, with text and with pictures alone."""
+    return PromptSet(tuple(names), graph.random_prompts(model, len(names)), prompt_fingerprint(model.encoder))
 
 
 @cache
@@ -80,7 +65,7 @@ def frozen_export() -> Export:
     """A tiny SED with four classes in it."""
     folder, model = _new_folder(), exportable(**SED)
     model.save_pretrained(folder / "tiny")
-    prompts = prompts_of_both_kinds(model, 4).save(folder / "tiny" / "four.safetensors")
+    prompts = random_set(model, "abcd").save(folder / "abcd.safetensors")
     return _exported(folder, "--model", str(folder / "tiny"), "--prompts", str(prompts))
 
 
@@ -97,7 +82,7 @@ def _new_folder() -> Path:
 
 
 def _exported(folder: Path, *options: str) -> Export:
-    trace: Callable[..., ExportedProgram] = graph.trace
+    trace, path = graph.trace, folder / "model.onnx"
     traced: list[ExportedProgram] = []
 
     def recorded(*arguments: Any) -> ExportedProgram:
@@ -106,5 +91,5 @@ def _exported(folder: Path, *options: str) -> Export:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "trace", recorded)
-        assert run(["export", *options, "--out", str(folder / "model.onnx")]) == 0
-    return Export(folder / "model.onnx", options, traced[0])
+        assert run(["export", *options, "--out", str(path)]) == 0
+    return Export(path, options, traced[0])
