@@ -20,12 +20,11 @@ from dpseg.errors import ConfigError, OutputError
 from dpseg.large import segment as segment_module
 from dpseg.large import tiff
 from dpseg.large.grid import Tiling
-from dpseg.large.segment import LargeRun, TileOptions, segment_large
-from dpseg.large.windows import open_windows
+from dpseg.large.segment import TileOptions, segment_large
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
 from support.commands import python
-from support.large_pictures import COLOURS, four_colours, write_black
+from support.large_pictures import COLOURS, Stopped, four_colours, segment_file, write_black
 from support.pictures import COLOUR_REFERENCES, halves
 from support.tiny import tiny_segmenter
 
@@ -121,39 +120,16 @@ def test_many_classes_take_16_bits_and_none_is_the_largest_number(segmenter: Seg
     assert (result.areas, result.to_dict()["none"]) == ({}, 1)
 
 
-class Stopped(Exception):
-    pass
-
-
-def segment(segmenter: Segmenter, prompts: PromptSet, path: Path, tiling: Tiling, stop: int = -1) -> tuple[int, int]:
-    """Segments a file into its own folder; returns the tiles and those that were looked at."""
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if done == stop:
-            raise Stopped
-
-    with open_windows(path) as picture:
-        place = path.parent, path.stem
-        run = LargeRun(segmenter, picture, path, prompts, place, TileOptions(tiling), ("png", "json", "overlay"))
-        found = run.segment(advance)
-        assert sum(found.counts) == picture.width * picture.height
-        assert done == run.tiles_left
-    return run.tiles, done
-
-
 @pytest.mark.parametrize("tiling", [Tiling(64), Tiling(100, 0.5)])
 def test_interrupted_work_goes_on(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path, tiling: Tiling) -> None:
     for name in ("a", "b"):
         noise(150, 260).save(tmp_path / f"{name}.tif")
-    tiles, done = segment(segmenter, prompts, tmp_path / "a.tif", tiling)
+    tiles, done = segment_file(segmenter, prompts, tmp_path / "a.tif", tiling)
     assert done == tiles
     with pytest.raises(Stopped):
-        segment(segmenter, prompts, tmp_path / "b.tif", tiling, stop=tiles - 1)
+        segment_file(segmenter, prompts, tmp_path / "b.tif", tiling, tiles - 1)
     assert [path.name for path in tmp_path.glob("b_*")] == ["b_tiles.part"]
-    assert segment(segmenter, prompts, tmp_path / "b.tif", tiling)[1] < tiles
+    assert segment_file(segmenter, prompts, tmp_path / "b.tif", tiling)[1] < tiles
     for ending in ("labels.tif", "overlay.png"):
         assert (tmp_path / f"a_{ending}").read_bytes() == (tmp_path / f"b_{ending}").read_bytes()
     assert not (tmp_path / "b_tiles.part").exists()
@@ -166,9 +142,9 @@ def test_other_work_begins_anew(segmenter: Segmenter, prompts: PromptSet, tmp_pa
     def after_a_stop(prompts: PromptSet, change: Callable[[], object] = lambda: None) -> int:
         """Stops before the last tile, changes something, and returns how many tiles are looked at then."""
         with pytest.raises(Stopped):
-            segment(segmenter, four_colours(segmenter), path, tiling, stop=tiles - 1)
+            segment_file(segmenter, four_colours(segmenter), path, tiling, tiles - 1)
         change()
-        there, looked = segment(segmenter, prompts, path, tiling)
+        there, looked = segment_file(segmenter, prompts, path, tiling)
         assert there == tiles
         return looked
 
@@ -197,58 +173,44 @@ def test_memory_is_that_of_a_strip(
     assert peaks[1] - peaks[0] < 300_000  # bytes; the pixels of 3072 rows more are 2.4 MB, their labels 0.8 MB
 
 
-SEGMENT_AND_STOP = """
+IN_A_PROCESS = """
 import os, resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from dpseg.large import tiff
-from dpseg.large.segment import LargeRun, TileOptions, Tiling, open_windows
-from support.large_pictures import four_colours
+from dpseg.large.grid import Tiling
+from support.large_pictures import four_colours, segment_file
 from support.tiny import tiny_segmenter
 tiff.CACHE_BYTES = 10_000_000  # by far less than the picture, as with larger ones
-folder, stop = Path(sys.argv[2]), int(sys.argv[3])
-segmenter, done = tiny_segmenter(folder / "cache"), 0
-def advance():
-    global done
-    done += 1
-    if done == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-for name in sys.argv[4:]:
-    with open_windows(folder / name) as picture:
-        place, options = (folder, Path(name).stem), TileOptions(Tiling(1024))
-        run = LargeRun(segmenter, picture, folder / name, four_colours(segmenter), place, options, ("png", "json"))
-        finished = run.finished
-        run.segment(advance)
-    print(finished, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+segmenter = tiny_segmenter(Path.cwd() / "cache")
+for name in sys.argv[3:]:
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    prompts, place = four_colours(segmenter), Path.cwd() / name
+    looked = segment_file(segmenter, prompts, place, Tiling(1024), int(sys.argv[2]), kill, ("png", "json"))[1]
+    print(looked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
 """
-
-
-def in_a_process(folder: Path, stop: int, *names: str) -> tuple[int, list[list[int]]]:
-    """Segments TIFF files in one process, which kills itself after so many tiles.
-
-    Returns its status, and for each picture the rows that were finished before, and the peak memory in MB until then.
-    """
-    result = python(SEGMENT_AND_STOP, str(Path(__file__).parent), str(folder), str(stop), *names, check=False)
-    scale = 1_000_000 if sys.platform == "darwin" else 1000
-    lines = [line.split() for line in result.stdout.splitlines()]
-    return result.returncode, [[int(finished), int(memory) // scale] for finished, memory in lines]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much memory a process took")
-def test_a_process_takes_the_memory_of_a_strip_and_a_kill_loses_a_row_at_most(tmp_path: Path) -> None:
-    write_black(tmp_path / "small.tif", 1500, 1500, 512)
-    write_black(tmp_path / "large.tif", 4500, 4500, 512)
-    small_tiles, columns = 4, 6  # of 4500 pixels: ceil((4500 - 1024) / 768) + 1
-    status, [[_, small]] = in_a_process(tmp_path, small_tiles + 3 * columns + 2, "small.tif", "large.tif")
-    assert status == -signal.SIGKILL
+def test_a_process_takes_the_memory_of_a_strip_and_a_kill_loses_a_row_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_black(Path("small.tif"), 1500, 1500, 512)
+    write_black(Path("large.tif"), 4500, 4500, 512)
+    columns = 6  # of 4500 pixels: ceil((4500 - 1024) / 768) + 1
+    here = str(Path(__file__).parent)
+    killed = python(IN_A_PROCESS, here, str(3 * columns + 2), "small.tif", "large.tif", check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.glob("large_*")] == ["large_tiles.part"]
-    status, [[finished, large]] = in_a_process(tmp_path, -1, "large.tif")
-    assert (status, finished) == (0, 3)
-    labels = tifffile.imread(tmp_path / "large_labels.tif")
+    looked, large = map(int, python(IN_A_PROCESS, here, "-1", "large.tif").stdout.split())
+    assert looked == 4 * columns  # 3 rows were finished; the last of them is looked at for what it shares with the next
+    labels = tifffile.imread("large_labels.tif")
     assert labels.shape == (4500, 4500)
     assert len(np.unique(labels)) == 1
-    assert large < small + 45  # MB; the picture has 61 MB, its labels 20 MB
+    small = int(killed.stdout.split()[1])
+    assert (large - small) / (1_000_000 if sys.platform == "darwin" else 1000) < 45  # MB; of its pixels there are 61
 
 
 def test_what_cannot_be_is_refused(segmenter: Segmenter, prompts: PromptSet, tmp_path: Path) -> None:

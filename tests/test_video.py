@@ -82,26 +82,22 @@ def test_every_frame_is_segmented_as_a_photo_is(segmenter: Segmenter, prompts: P
     assert drawn[0].size == (96, 64)
 
 
-def test_smoothing_averages_logits() -> None:
+def test_smoothing_averages_logits_and_no_class_is_lost() -> None:
     first, second = column_of(4.0, 0.0), column_of(0.0, 2.0)
     smoother = Smoother(tiny_config(), 0.75)
     assert smoother.next(first) is first
     found = smoother.next(second)
     assert found.logits.ravel().tolist() == [3.0, 0.5]
-    assert found.areas == {"a": 1.0}
-    assert second.areas == {"b": 1.0}
+    assert (found.areas, second.areas) == ({"a": 1.0}, {"b": 1.0})
     for _ in range(5):
         found = smoother.next(second)
     assert found.areas == {"b": 1.0}  # the past fades
     unsteady = Smoother(tiny_config(), 0.75, background=0.6)
     unsteady.next(second)
     assert unsteady.next(column_of(0.0, -10.0)).labels.max() == -1
-
-
-def test_a_class_that_is_not_decoded_in_one_frame_is_not_lost() -> None:
-    smoother = Smoother(tiny_config(), 0.5)
-    smoother.next(column_of(4.0, 0.0, -1.0))
-    found = smoother.next(column_of(UNDECODED, 1.0, -1.0))
+    sparse = Smoother(tiny_config(), 0.5)  # a class is not decoded in one frame
+    sparse.next(column_of(4.0, 0.0, -1.0))
+    found = sparse.next(column_of(UNDECODED, 1.0, -1.0))
     assert found.logits.ravel().tolist() == [1.5, 0.5, -1.0]
     assert found.areas == {"a": 1.0}
 
@@ -123,10 +119,10 @@ def test_smoothing_swallows_a_flash(segmenter: Segmenter, prompts: PromptSet, tm
     assert "green" in [entry["name"] for entry in lines[5]["classes"]]
     _, lines = segmented(segmenter, prompts, path, smooth=0.8)
     assert "green" not in [entry["name"] for entry in lines[5]["classes"]]
-    logits = np.stack([segmenter(picture, prompts=prompts).logits for picture in pictures_of(path)])
+    logits = [segmenter(picture, prompts=prompts).logits for picture in pictures_of(path)]
     mean = logits[0]
-    for number, line in enumerate(lines):
-        mean = 0.8 * mean + 0.2 * logits[number]
+    for one, line in zip(logits, lines, strict=True):
+        mean = 0.8 * mean + 0.2 * one
         at = labels_of(line)[2::4, 2::4]  # a logit for each 4 x 4 pixels
         assert (at == mean.argmax(axis=0)).mean() > 0.95
 
