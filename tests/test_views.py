@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from dpseg.model.class_logits import UNDECODED
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.preprocess import mirror, scaled_size
-from dpseg.segmenter import Segmenter
+from support.random_prompts import prompts_for
 from support.tiny import decoder_config, tiny_model
-
-WORDS = ["cat", "dog", "sky", "wall", "lamp", "tram", "sea"]
 
 
 def with_views(*scales: float, decode_classes: int | None = None) -> tuple[DPSeg, DPSeg]:
@@ -27,7 +25,7 @@ def with_views(*scales: float, decode_classes: int | None = None) -> tuple[DPSeg
 @pytest.mark.numeric
 def test_the_logits_are_the_mean_of_all_views() -> None:
     model, plain = with_views(1.0, 0.5)
-    images, prompts = torch.rand(2, 3, 128, 64), Segmenter(plain).prompts(WORDS[:5]).embeddings
+    images, prompts = torch.rand(2, 3, 128, 64), prompts_for(plain, 5)
     with torch.no_grad():
         logits = model(images, prompts)
         one = plain(images, prompts)
@@ -43,7 +41,7 @@ def test_the_logits_are_the_mean_of_all_views() -> None:
 def test_all_views_decode_the_same_classes() -> None:
     model, plain = with_views(0.5, decode_classes=3)
     with torch.no_grad():
-        logits = model(torch.rand(2, 3, 64, 64), Segmenter(plain).prompts(WORDS).embeddings)
+        logits = model(torch.rand(2, 3, 64, 64), prompts_for(plain, 7))
     decoded = (logits > UNDECODED / 2).all(dim=(2, 3))
     assert decoded.sum(dim=1).tolist() == [3, 3]
     assert ((logits == UNDECODED).all(dim=(2, 3)) == ~decoded).all()
