@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-import open_clip
+import pytest
 import torch
 from torch import nn
 
@@ -15,18 +16,12 @@ from dpseg.config import ModelConfig
 from dpseg.model.clip import ClipEncoder
 from dpseg.model.clip_weights import CLIP_SOURCES, ClipSource
 
-SMALL = {
-    "embed_dim": 24,
-    "vision_cfg": {
-        "timm_model_name": "convnext_atto",
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "mlp",
-        "timm_drop_path": 0.5,
-        "image_size": 64,
-    },
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
+NAME, STAGE_DIMS = "dpseg_small_clip", (40, 80, 160)
+VISION = {"timm_model_name": "convnext_atto", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "mlp"}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+SMALL = {"embed_dim": 24, "vision_cfg": {**VISION, "timm_drop_path": 0.5, "image_size": 64}, "text_cfg": TEXT}
+
+needs_clip = pytest.mark.skipif(not find_spec("open_clip"), reason="needs the extra: pip install 'dpseg[clip]'")
 
 
 def enliven(module: nn.Module) -> None:
@@ -34,27 +29,26 @@ def enliven(module: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator) if parameter.ndim <= 1 else None
-            if name.endswith("gamma"):
-                parameter.copy_(0.3 * noise)
-            elif noise is not None:
-                parameter.add_(0.1 * noise)
+            if parameter.ndim > 1 and not name.endswith("gamma"):
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.3 * noise) if name.endswith("gamma") else parameter.add_(0.1 * noise)
 
 
 @contextmanager
 def small_clip(folder: Path) -> Iterator[None]:
     """Makes "base" the small model; `folder` takes its open_clip config."""
-    (folder / "dpseg_small_clip.json").write_text(json.dumps(SMALL))
-    open_clip.add_model_config(folder / "dpseg_small_clip.json")
-    base = CLIP_SOURCES["base"]
-    CLIP_SOURCES["base"] = ClipSource("dpseg_small_clip", "none")
-    try:
+    import open_clip
+
+    (folder / f"{NAME}.json").write_text(json.dumps(SMALL))
+    open_clip.add_model_config(folder / f"{NAME}.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CLIP_SOURCES, "base", ClipSource(NAME, "none"))
         yield
-    finally:
-        CLIP_SOURCES["base"] = base
 
 
 def small_encoder(weights: str = "random", tune_encoder: bool = False) -> ClipEncoder:
+    """The small model, with lively weights where they are random."""
     encoder = ClipEncoder(ModelConfig(encoder="base", weights=weights, tune_encoder=tune_encoder))
     if weights == "random":
         enliven(encoder.clip)
