@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dpseg.cli import run
 from dpseg.config import FeaturePrompts
-from dpseg.errors import ConfigError, PromptError
+from dpseg.errors import ConfigError, PromptError, WeightsError
 from dpseg.model.prompt_encoding import name_features
 from dpseg.prompts.bank import Bank
 from dpseg.prompts.bank_store import BankStore
@@ -225,6 +226,23 @@ def test_words_get_what_is_asked_for(
         with pytest.raises(ConfigError, match="there is no bank with pictures"):
             bare.prompts(["cat"])
         assert bare.prompts(["cat"], bank=False).sources == (("text",),)
+
+
+def test_a_bank_of_ones_own_is_asked_before_that_of_the_model(folder: str, banked: Segmenter, tmp_path: Path) -> None:
+    shipped = banked.bank
+    assert isinstance(shipped, Bank)
+    s2, s3, s4 = (stage[3:] for stage in shipped.stages)
+    own = Bank(("cat",), shipped.text[:1], shipped.dense[3:], (s2, s3, s4), shipped.encoder)
+    BankStore.from_bank(tmp_path / "own", own)
+    segmenter = Segmenter.from_pretrained(folder, store=tmp_path / "own")
+    prompts = segmenter.prompts(["cat", "sofa", "xyzzy"])
+    assert prompts.sources == (("text", "bank"), ("text", "bank"), ("text",))
+    visual = prompts.embeddings.visual[:, 0]
+    torch.testing.assert_close(visual[0], F.normalize(own.dense[0], dim=-1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(visual[1], F.normalize(shipped.dense[1], dim=-1))
+    assert segmenter.prompts(["cat"], bank=False).sources == (("text",),)
+    with pytest.raises(WeightsError, match="make it again"):
+        Segmenter(segmenter.model, store=replace(own, encoder="other"))
 
 
 def test_predict_has_the_option(folder: str, workplace: Path, refused: Callable[..., str]) -> None:
