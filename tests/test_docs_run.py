@@ -12,23 +12,16 @@ import pytest
 from PIL import Image
 
 from dpseg.cli import run
-from dpseg.pretrained import model_folder
 from support.coco_files import box, image, write
-from support.commands import DATA, ROOT, needs_photo_data
+from support.commands import DATA, LITE, ROOT, needs_lite, needs_photo_data
 from support.labelled_set import write_set
 from support.pages import blocks, shell_blocks
 from support.pictures import CAT
 
-LITE = model_folder("dpseg-lite")
 PROMPTS = shell_blocks((ROOT / "docs" / "prompts.md").read_text(encoding="utf-8"))
 SCRIPTS = [block for block in PROMPTS if block[0][0] == "python"]
 PAINTING = [block for block in PROMPTS if "generate" in block[0]]
 COMMANDS = [block for block in PROMPTS if block not in SCRIPTS + PAINTING]
-
-needs_lite = pytest.mark.skipif(
-    not (LITE / "model.safetensors").is_file(),
-    reason="the weights of dpseg-lite are not in src/dpseg/weights; dpseg train makes them",
-)
 
 
 @needs_lite

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import dpseg
 from dpseg.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
+LITE = Path(dpseg.__file__).parent / "weights" / "dpseg-lite"
 
 needs_photo_data = pytest.mark.skipif(not DATA.is_dir(), reason="the data of real photos, ../shared/data, is not here")
+needs_lite = pytest.mark.skipif(
+    not (LITE / "model.safetensors").is_file(),
+    reason="the weights of dpseg-lite are not in src/dpseg/weights; dpseg train makes them",
+)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
