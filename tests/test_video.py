@@ -191,7 +191,7 @@ def test_of_many_names_those_that_occur_get_a_place_and_keep_it() -> None:
 def test_few_frames_are_held_at_a_time(
     segmenter: Segmenter, prompts: PromptSet, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    path = write_clip(tmp_path / "a.mp4", squares(40))
+    path = write_clip(tmp_path / "a.mp4", squares(24))
     pictures: list[weakref.ref[Image.Image]] = []
     held: list[int] = []
 
@@ -207,7 +207,7 @@ def test_few_frames_are_held_at_a_time(
         frames = watched(clip.frames())
         clip.frames = lambda: frames  # type: ignore[method-assign]
         segment_video(segmenter, clip, prompts, tmp_path, "a", VideoOptions(size=32, **options), advance=count)
-    assert len(held) == len(pictures) == 40
+    assert len(held) == len(pictures) == 24
     assert max(held) <= 6
 
 
