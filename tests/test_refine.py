@@ -1,6 +1,10 @@
-"""Inference II: which regions become prompts, what is replaced, and that the photo is encoded once."""
+"""Inference II: which regions become prompts, what is replaced, that the photo is encoded once; and `--refine`."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpseg.cache import EmbeddingCache
-from dpseg.config import ModelConfig, RefineConfig
+from dpseg.cli import run
+from dpseg.commands.refinement import Refinement, read_refinement, with_values
+from dpseg.config import Refine, RefineConfig
+from dpseg.errors import ConfigError
 from dpseg.images import load_image, to_tensor
 from dpseg.model.dpseg import DPSeg
 from dpseg.model.prompt_encoding import crop_rows
@@ -18,22 +25,21 @@ from dpseg.prompts.prompt_set import PromptSet, VisualPrompts
 from dpseg.prompts.visual import crop_region
 from dpseg.refine import Region, find_regions, meet, prompts_of, refine
 from dpseg.scene import Scene
-
-CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=2, logit_scale=10.0, tune_encoder=False)
+from support.pictures import RED, plain
+from support.tiny import save_tiny, tiny_model
 
 LENIENT = RefineConfig(min_confidence=0.5)
 """The scores of these models lie near one half."""
 
 
 @pytest.fixture(scope="module")
-def model() -> DPSeg:
-    torch.manual_seed(0)
-    return DPSeg(CONFIG).eval()
+def network() -> DPSeg:
+    return tiny_model(templates=2)
 
 
 @pytest.fixture(scope="module")
-def prompts(model: DPSeg) -> PromptSet:
-    return build_prompts(model.encoder, ["a", "b", "c"], None, 2, EmbeddingCache("/nowhere/at/all"))
+def prompts(network: DPSeg) -> PromptSet:
+    return build_prompts(network.encoder, ["a", "b", "c"], None, 2, EmbeddingCache("/nowhere/at/all"))
 
 
 def blobs() -> Tensor:
@@ -53,18 +59,18 @@ def found_in(logits: Tensor, config: RefineConfig = LENIENT) -> list[Region]:
     return find_regions(best, leaders, config)
 
 
-def as_read(photo: Tensor) -> Tensor:
-    """What is left of (3, H, W) in a picture of 8 bits."""
-    return to_tensor(load_image(photo))
+def photos_of(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
+    """Photos (3, H, W) of noise."""
+    random = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, *size, generator=random) for size in sizes]
 
 
-def encoded(model: DPSeg, *photos: Tensor) -> Encoded:
-    """Photos (3, H, W) that the encoder sees at 64 x 64."""
+def encoded(network: DPSeg, *photos: Tensor) -> Encoded:
+    """Photos that the encoder sees at 64 x 64."""
     inputs = [F.interpolate(photo[None], size=(64, 64))[0] for photo in photos]
-    images = [load_image(photo) for photo in photos]
+    pairs = zip(photos, inputs, strict=True)
     return Encoded(
-        tuple(Photo(image, small, None) for image, small in zip(images, inputs, strict=True)),
-        model.encode(torch.stack(inputs)),
+        tuple(Photo(load_image(photo), small, None) for photo, small in pairs), network.encode(torch.stack(inputs))
     )
 
 
@@ -79,17 +85,17 @@ def test_regions_are_connected_large_and_certain() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (RefineConfig(0.02, 0.5, 1), [0, 1]),
-        (RefineConfig(0.0, 0.5, 3), [0, 1, 1, 2]),
-        (RefineConfig(0.02, 0.2, 3), [0, 1, 1, 3]),
-        (RefineConfig(0.05, 0.5, 3), [0, 1]),
-        (RefineConfig(0.02, 0.9, 3), [1, 1]),
-        (RefineConfig(0.95, 0.5, 3), []),
-        (RefineConfig(0.02, 0.5, 0), []),
+        ((0.02, 0.5, 1), [0, 1]),
+        ((0.0, 0.5, 3), [0, 1, 1, 2]),
+        ((0.02, 0.2, 3), [0, 1, 1, 3]),
+        ((0.05, 0.5, 3), [0, 1]),
+        ((0.02, 0.9, 3), [1, 1]),
+        ((0.95, 0.5, 3), []),
+        ((0.02, 0.5, 0), []),
     ],
 )
-def test_thresholds_decide(config: RefineConfig, expected: list[int]) -> None:
-    assert [region.class_index for region in found_in(blobs(), config)] == expected
+def test_thresholds_decide(config: tuple[float, float, int], expected: list[int]) -> None:
+    assert [region.class_index for region in found_in(blobs(), RefineConfig(*config))] == expected
 
 
 def test_classes_that_were_not_decoded_are_not_found() -> None:
@@ -98,19 +104,16 @@ def test_classes_that_were_not_decoded_are_not_found() -> None:
     assert {region.class_index for region in found_in(logits, RefineConfig(0.0, 0.0, 9))} <= {1, 2, 3}
 
 
-def test_found_classes_get_their_crops_and_the_others_keep_theirs(model: DPSeg, prompts: PromptSet) -> None:
-    torch.manual_seed(1)
-    photo = as_read(torch.rand(3, 96, 96))
-    logits = torch.full((1, 3, 8, 8), -5.0)
-    logits[0, 1, :4] = 2.0
-    logits[0, 1, 6:] = 1.0
-    logits[0, 2, 4:6] = -1.0  # not certain enough
-    with torch.inference_mode():
-        (refined,) = refine(model, encoded(model, photo), prompts, [found_in(logits[0])], LENIENT)
-        masks = [torch.zeros(96, 96, dtype=torch.bool) for _ in range(2)]
-        masks[0][:48], masks[1][72:] = True, True
-        size = model.encoder.crop_size
-        visual, stages = crop_rows(model.encoder, [crop_region(photo, mask, size) for mask in masks])
+@torch.inference_mode()
+def test_found_classes_get_their_crops_and_the_others_keep_theirs(network: DPSeg, prompts: PromptSet) -> None:
+    photo = to_tensor(load_image(photos_of((96, 96))[0]))  # what is left of it in 8 bits
+    logits = torch.full((3, 8, 8), -5.0)
+    logits[1, :4], logits[1, 6:], logits[2, 4:6] = 2.0, 1.0, -1.0  # the last is not certain enough
+    (refined,) = refine(network, encoded(network, photo), prompts, [found_in(logits)], LENIENT)
+    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0, :48], masks[1, 72:] = True, True
+    size = network.encoder.crop_size
+    visual, stages = crop_rows(network.encoder, [crop_region(photo, mask, size) for mask in masks])
     old, new = prompts.embeddings, refined.embeddings
     assert refined.sources == (("text",), ("text", "crop"), ("text",))
     assert new.has_visual.tolist() == [False, True, False]
@@ -120,50 +123,44 @@ def test_found_classes_get_their_crops_and_the_others_keep_theirs(model: DPSeg, 
     assert torch.equal(new.text, old.text)
 
 
-def test_the_photo_is_not_encoded_again(model: DPSeg, prompts: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo = torch.rand(3, 64, 64)
-    with torch.inference_mode():
-        one = encoded(model, photo)
-        logits = torch.zeros(3, 8, 8)
-        logits[0] = 3.0
-        monkeypatch.setattr(model, "encode", None)
-        monkeypatch.setattr(model.encoder, "pyramid", None)
-        (refined,) = refine(model, one, prompts, [found_in(logits)], LENIENT)
-        assert not torch.allclose(
-            model.decode(one.pyramid, refined.embeddings), model.decode(one.pyramid, prompts.embeddings), atol=1e-3
-        )
+@torch.inference_mode()
+def test_the_photo_is_not_encoded_again(network: DPSeg, prompts: PromptSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = encoded(network, *photos_of((64, 64)))
+    logits = torch.zeros(3, 8, 8)
+    logits[0] = 3.0
+    monkeypatch.setattr(network, "encode", None)
+    monkeypatch.setattr(network.encoder, "pyramid", None)
+    (refined,) = refine(network, one, prompts, [found_in(logits)], LENIENT)
+    before, after = (network.decode(one.pyramid, of.embeddings) for of in (prompts, refined))
+    assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_nothing_found_means_inference_1(model: DPSeg, prompts: PromptSet) -> None:
-    photo = torch.rand(3, 64, 64)
-    with torch.inference_mode():
-        nothing = found_in(torch.full((3, 8, 8), -9.0))
-        assert refine(model, encoded(model, photo), prompts, [nothing], LENIENT)[0] is prompts
-
-
-def test_a_batch_gives_what_single_photos_give(model: DPSeg, prompts: PromptSet) -> None:
-    torch.manual_seed(2)
-    photos = [torch.rand(3, 64, 64), torch.rand(3, 128, 128), torch.rand(3, 64, 64)]
+@torch.inference_mode()
+def test_a_batch_gives_what_single_photos_give_and_nothing_found_means_inference_1(
+    network: DPSeg, prompts: PromptSet
+) -> None:
+    photos = photos_of((64, 64), (128, 128), (64, 64), seed=2)
     logits = torch.full((3, 3, 8, 8), -5.0)
     logits[0, 0], logits[1, 2, :4], logits[1, 1, 4:] = 1.0, 2.0, 3.0  # nothing is found in the last
-    with torch.inference_mode():
-        regions = [found_in(one) for one in logits]
-        together = refine(model, encoded(model, *photos), prompts, regions, LENIENT)
-        for photo, found, mine in zip(photos, regions, together, strict=True):
-            (alone,) = refine(model, encoded(model, photo), prompts, [found], LENIENT)
-            assert alone.sources == mine.sources
-            torch.testing.assert_close(mine.embeddings.visual, alone.embeddings.visual)
-            torch.testing.assert_close(mine.embeddings.stages, alone.embeddings.stages)
-    assert together[2] is prompts
+    regions = [found_in(one) for one in logits]
+    together = refine(network, encoded(network, *photos), prompts, regions, LENIENT)
+    alone = [
+        refine(network, encoded(network, photo), prompts, [found], LENIENT)[0]
+        for photo, found in zip(photos, regions, strict=True)
+    ]
+    for one, mine in zip(alone, together, strict=True):
+        assert one.sources == mine.sources
+        torch.testing.assert_close(mine.embeddings.visual, one.embeddings.visual)
+        torch.testing.assert_close(mine.embeddings.stages, one.embeddings.stages)
+    assert together[2] is alone[2] is prompts
 
 
-def test_a_region_smaller_than_a_pixel_of_the_photo_still_gives_a_crop(model: DPSeg, prompts: PromptSet) -> None:
-    photo = torch.rand(3, 5, 4)
+@torch.inference_mode()
+def test_a_region_smaller_than_a_pixel_of_the_photo_still_gives_a_crop(network: DPSeg, prompts: PromptSet) -> None:
     logits = torch.full((3, 40, 40), -5.0)
     logits[0], logits[1, 7, 7] = 2.0, 5.0
-    with torch.inference_mode():
-        config = RefineConfig(0.0, 0.5, 3)
-        (refined,) = refine(model, encoded(model, photo), prompts, [found_in(logits, config)], config)
+    config = RefineConfig(0.0, 0.5, 3)
+    (refined,) = refine(network, encoded(network, *photos_of((5, 4))), prompts, [found_in(logits, config)], config)
     assert refined.embeddings.has_visual.tolist() == [True, True, False]
     assert refined.embeddings.visual.isfinite().all()
 
@@ -178,16 +175,14 @@ def test_a_core_is_the_surest_part_of_a_region() -> None:
     assert square.confidence == pytest.approx(torch.tensor(3.5).sigmoid().item())
 
 
-def test_pooled_prompts_are_the_features_under_the_region(model: DPSeg, prompts: PromptSet) -> None:
-    torch.manual_seed(3)
-    photos = torch.rand(3, 64, 64), torch.rand(3, 64, 64)
+@torch.inference_mode()
+def test_pooled_prompts_are_the_features_under_the_region(network: DPSeg, prompts: PromptSet) -> None:
     logits = torch.full((3, 8, 8), -5.0)
     logits[1, :4] = 2.0
     config = RefineConfig(min_confidence=0.5, features="pooled")
-    with torch.inference_mode():
-        both = encoded(model, *photos)
-        none, found = prompts_of(model.encoder, both, prompts.names, [[], found_in(logits)], config)
-        maps = model.encoder.prompt_pyramid(both[1].inputs(), both[1].pyramid)
+    both = encoded(network, *photos_of((64, 64), (64, 64), seed=3))
+    none, found = prompts_of(network.encoder, both, prompts.names, [[], found_in(logits)], config)
+    maps = network.encoder.prompt_pyramid(both[1].inputs(), both[1].pyramid)
     assert none is None
     assert found is not None
     assert (found.names, found.source) == (("b",), "pooled")
@@ -222,3 +217,79 @@ def test_blending_averages_with_the_pictures_that_a_class_had(prompts: PromptSet
     carried = scene.prompts.embeddings.visual[1, 0]
     assert carried[1] / carried[0] == pytest.approx(1 / 3)
     assert scene.prompts.sources[0] == ("text",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ("a.jpg --refine", "a.jpg --refine=on"),
+        ("--refine a.jpg", "--refine=on a.jpg"),
+        ("--refine --text cat", "--refine=on --text cat"),
+        ("--refine sequence a.jpg", "--refine sequence a.jpg"),
+        ("--refine Cores,pooled a.jpg", "--refine Cores,pooled a.jpg"),
+        ("--refine cores,pool a.jpg", "--refine cores,pool a.jpg"),
+        ("--refine=off a.jpg", "--refine=off a.jpg"),
+        ("--no-refine a.jpg", "--refine=off a.jpg"),
+        ("--refine -- --refine", "--refine=on -- --refine"),
+        ("a.jpg -- --no-refine", "a.jpg -- --no-refine"),
+        ("", ""),
+    ],
+)
+def test_a_flag_gets_its_value(arguments: str, written: str) -> None:
+    assert with_values(arguments.split()) == written.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "refine", "config"),
+    [
+        (None, None, {}),
+        ("on", True, {}),
+        ("off", False, {}),
+        (" Cores ", True, {"core": 0.5}),
+        ("pooled,cores", True, {"core": 0.5, "features": "pooled"}),
+        ("sequence", "sequence", {}),
+        ("pooled, sequence", "sequence", {"features": "pooled"}),
+    ],
+)
+def test_words_say_how(text: str | None, refine: Refine, config: dict[str, Any]) -> None:
+    assert read_refinement(text) == Refinement(refine, RefineConfig(**config))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sequnce", "did you mean 'sequence'"),
+        ("on,cores", "is not clear"),
+        ("on,off", "is not clear"),
+        (",", "not clear"),
+    ],
+)
+def test_other_words_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_refinement(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        ("", ["reference", "reference"]),
+        ("--no-refine", ["reference", "reference"]),
+        ("--refine", ["crop", "crop"]),
+        ("--no-refine --refine", ["crop", "crop"]),
+        ("--refine pooled", ["pooled", "pooled"]),
+        ("--refine=sequence", ["reference", "crop"]),
+        ("--refine pooled,sequence", ["reference", "pooled"]),
+        ("-m refining", ["crop", "crop"]),
+        ("-m refining --no-refine", ["reference", "reference"]),
+    ],
+)
+@pytest.mark.usefixtures("workplace")
+def test_predict_refines_as_asked(model: str, options: str, sources: list[str]) -> None:
+    Path("walk").mkdir()
+    for name in ("1", "2"):
+        plain(RED, 64).save(f"walk/{name}.png")
+    save_tiny(Path("refining"), refine=True)
+    asked = ["walk", "--ref", "red=red.png", "-o", "out", "-f", "json"]
+    assert run(["predict", "-m", model, *options.split(), *asked]) == 0
+    results = [json.loads(Path(f"out/{name}_result.json").read_text()) for name in ("1", "2")]
+    assert [result["classes"][0]["prompts"] for result in results] == [[source] for source in sources]
