@@ -67,32 +67,26 @@ def test_photos_that_cannot_be_read_are_listed_and_the_others_go_on(
     assert line.startswith("skipped: photos/bad.png")
 
 
-def test_photos_of_one_name_do_not_overwrite_each_other(model: str) -> None:
+def test_photos_of_one_name_do_not_overwrite_each_other_and_results_are_no_photos(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("more").mkdir()
     plain(RED, 64).save("more/both.png")
-    assert run(["predict", "photos", "more", *COLOURS, "-m", model, "-o", "results", "-f", "png"]) == 0
-    files = {str(path.relative_to("results")) for path in Path("results").rglob("*.png")}
-    assert files == {"more/both_labels.png", "photos/both_labels.png"}
-
-
-def test_a_second_run_does_not_take_results_for_photos(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        assert run(["predict", "photos", *COLOURS, "-m", model, "-o", "photos/results", "-f", "png,overlay"]) == 0
-    assert capsys.readouterr().out.count("1 photo in") == 2
+        assert run(["predict", "photos", "more", *COLOURS, "-m", model, "-o", "photos/results", "-f", "png"]) == 0
+        files = {str(path.relative_to("photos/results")) for path in Path("photos/results").rglob("*.png")}
+        assert files == {"more/both_labels.png", "photos/both_labels.png"}
+    assert capsys.readouterr().out.count("2 photos in") == 2
 
 
-def test_prompts_are_kept_and_used_again(model: str) -> None:
-    common = ["predict", "photos", "-m", model, "-f", "npz"]
+def test_prompts_are_kept_and_used_again_and_background_is_none(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["predict", "photos", "-m", model, "-f", "npz,png"]
     assert run([*common, *COLOURS, "-o", "one", "--save-prompts", "kept/colours.safetensors"]) == 0
-    assert run([*common, "--prompts", "kept/colours.safetensors", "-o", "two"]) == 0
+    assert run([*common, "--prompts", "kept/colours.safetensors", "-o", "two", "--background", "1"]) == 0
     first, second = (np.load(f"{folder}/both_scores.npz")["logits"] for folder in ("one", "two"))
     assert np.array_equal(first, second)
-
-
-def test_background_is_none(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["predict", "photos", *COLOURS, "-m", model, "-o", "results", "--background", "1", "-f", "png"]) == 0
     assert "none  100.0%" in capsys.readouterr().out
-    assert (np.asarray(Image.open("results/both_labels.png")) == 255).all()
+    assert (np.asarray(Image.open("two/both_labels.png")) == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,8 @@ def test_show_has_averages_only_of_a_bank_in_a_file(
         ("explain gap shapes -o out --split all", "no photos outside the split"),
         ("explain gap shapes -o out --split vall", "vall"),
         ("explain gap shapes -o out --classes 1", "classes 1"),
+        ("explain gap shapes -o out --references 0", "references 0"),
+        ("explain gap shapes -o out --per-class 0", "per-class 0"),
         ("prompts explain both.png -t red --at 3", "--at '3' is no pixel"),
         ("prompts explain both.png -t red --at 128,0", "pixel 128,0 is outside the photo; give x from 0 to 127"),
         ("prompts explain both.png -t red --at 0,0 --classes 0", "classes 0"),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dpseg.data.folder import FolderDataset
 from dpseg.data.labelled import MappedSet, MaskFormat, Pairs
-from dpseg.errors import ConfigError, DataError, MissingExtraError
+from dpseg.errors import DataError, MissingExtraError
 from dpseg.explain.figures import MOST_COLOURS, check_drawing, gap_figure
 from dpseg.explain.gap import KINDS, Gap, GapConfig, GapPlan, measure_gap, plan_gap, plane_points
 from dpseg.images import to_tensor
@@ -146,15 +146,6 @@ def test_a_class_that_stands_for_several_names_is_no_class_here(segmenter: Segme
         return MappedSet("shapes", root, Pairs(stems, photos, masks, "", ""), form)
 
     assert plan_gap(segmenter, mapped(range(4)), mapped(range(4, 8)), GapConfig()).classes == (1, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [({"references": 0}, "references 0"), ({"per_class": 0}, "per-class 0"), ({"classes": 1}, "classes 1")],
-)
-def test_numbers_out_of_range(segmenter: Segmenter, root: Path, config: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        planned(segmenter, root, **config)
 
 
 def test_the_layout_keeps_neighbours_together_and_repeats() -> None:
