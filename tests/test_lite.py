@@ -3,53 +3,72 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from skimage import data
+from PIL import Image
+from safetensors.torch import load_file
 
 from dpseg.config import ModelConfig
 from dpseg.model import efficientnet_lite0 as lite0
 from dpseg.model.lite import LiteEncoder, TextMap
 from dpseg.model.minilm import MiniLM, weights_folder
+from dpseg.pretrained import model_folder
 from dpseg.training.lite_setup import imagenet_names
 from support.encoder_contract import check_encoder
+from support.pictures import CAT
 
 SENTENCES = ["cat", "a photo of a couch.", "traffic light", "an extraordinarily long description of nothing at all"]
 
 
 @pytest.fixture(scope="module")
 def encoder() -> LiteEncoder:
-    """An untrained encoder whose text regression is fitted."""
+    """An untrained encoder whose text regression is fitted, on the features of names that dpseg-lite keeps."""
     encoder = LiteEncoder(ModelConfig(encoder="lite", tune_encoder=True, text_names=2)).eval()
-    names = encoder.text_features([f"a photo of a {name}." for name in imagenet_names()])
-    encoder.text_map.fit(names)
-    encoder.text_map.local_support.copy_(encoder.text_features(["a photo of a cat.", "a photo of a couch."]))
+    kept = load_file(model_folder("dpseg-lite") / "model.safetensors")
+    encoder.text_map.fit(kept["encoder.text_map.support"].float())
+    encoder.text_map.local_support.copy_(features_of(encoder, "cat", "couch"))
     return encoder
 
 
-def test_it_keeps_the_encoder_contract(encoder: LiteEncoder) -> None:
-    check_encoder(encoder, side=64, tolerance=1e-4)
+def features_of(encoder: LiteEncoder, *names: str) -> torch.Tensor:
+    return encoder.text_features([f"a photo of a {name}." for name in names])
 
 
-def test_the_trunk_equals_timm_s() -> None:
-    timm = pytest.importorskip("timm")
-    theirs = timm.create_model("tf_efficientnet_lite0", output_stride=16).eval()
-    packaged = torch.load(lite0.weights_path(), weights_only=True)
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), packaged.values(), strict=True)))
+@torch.no_grad()
+def trunk(images: torch.Tensor) -> torch.Tensor:
+    """Runs the frozen image network: (B, 1280, h, w)."""
     weights = lite0.load_weights()
     early, late = lite0.Lite0Early(), lite0.Lite0Late()
     early.load_state_dict(weights.early)
     late.load_state_dict(weights.late)
+    features: torch.Tensor = late(early(images)[2])
+    return features
+
+
+@pytest.mark.numeric
+def test_it_keeps_the_encoder_contract(encoder: LiteEncoder) -> None:
+    check_encoder(encoder, side=64, tolerance=1e-4)
+
+
+@pytest.mark.numeric
+@pytest.mark.skipif(not find_spec("timm"), reason="needs timm, of the extra: pip install 'dpseg[clip]'")
+@torch.no_grad()
+def test_the_trunk_equals_timm_s() -> None:
+    import timm
+
+    theirs = timm.create_model("tf_efficientnet_lite0", output_stride=16).eval()
+    packaged = torch.load(lite0.weights_path(), weights_only=True)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), packaged.values(), strict=True)))
     images = torch.rand(2, 3, 96, 128)
-    with torch.no_grad():
-        ours = late(early(images)[2])
-        expected = theirs.forward_features((images * 255 - 127) / 128)
+    ours = trunk(images)
     assert ours.shape == (2, 1280, 6, 8)
-    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ours, theirs.forward_features((images * 255 - 127) / 128), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.numeric
 def test_folded_weights_are_rounded_correctly_and_so_the_same_on_every_machine() -> None:
     state = torch.load(lite0.weights_path(), map_location="cpu", weights_only=True)
     folded = lite0.load_weights().late["head.conv.weight"].numpy()
@@ -59,20 +78,20 @@ def test_folded_weights_are_rounded_correctly_and_so_the_same_on_every_machine()
     assert np.array_equal(folded, state["_conv_head.weight"].numpy() * scale[:, None, None, None])
 
 
+@torch.no_grad()
 def test_the_classifier_knows_a_cat() -> None:
-    weights = lite0.load_weights()
-    early, late = lite0.Lite0Early(), lite0.Lite0Late()
-    early.load_state_dict(weights.early)
-    late.load_state_dict(weights.late)
-    cat = torch.from_numpy(np.array(data.chelsea()[:288, 80:368])).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
-        features = late(early(cat)[2]).mean(dim=(2, 3))
-    best = (features @ weights.classifier.T)[0].topk(5).indices.tolist()
+    with Image.open(CAT) as photo:
+        pixels = np.array(photo.convert("RGB").crop((80, 0, 368, 288)))
+    features = trunk(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255).mean(dim=(2, 3))
+    best = (features @ lite0.load_weights().classifier.T)[0].topk(5).indices.tolist()
     assert {"tabby cat", "tiger cat", "Egyptian Mau", "Egyptian cat"} & {imagenet_names()[index] for index in best}
 
 
+@pytest.mark.numeric
+@pytest.mark.skipif(not find_spec("transformers"), reason="needs transformers")
 def test_the_text_encoder_equals_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(weights_folder())
     model = transformers.AutoModel.from_pretrained(weights_folder()).eval()
     inputs = tokenizer(SENTENCES, return_tensors="pt", padding=True)
@@ -81,27 +100,24 @@ def test_the_text_encoder_equals_transformers() -> None:
     mask = inputs["attention_mask"][..., None]
     expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
     torch.testing.assert_close(MiniLM()(SENTENCES), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_no_text_gives_no_rows() -> None:
     assert MiniLM()([]).shape == (0, 384)
 
 
+@pytest.mark.numeric
 def test_the_text_regression_is_kernel_ridge(encoder: LiteEncoder) -> None:
     from sklearn.kernel_ridge import KernelRidge
 
     names = encoder.text_map.support.numpy()
     vectors = lite0.load_weights().classifier
     centred = (vectors - vectors.mean(dim=0)).numpy()
-    query = encoder.text_features(["a photo of a dog.", "a photo of a rock."])
+    query = features_of(encoder, "dog", "rock")
     expected = KernelRidge(alpha=0.1, kernel="rbf", gamma=2.0).fit(names, centred).predict(query.numpy())
-    mine = encoder.project_text(query).detach()
     wanted = torch.nn.functional.normalize(torch.from_numpy(expected).float(), dim=-1)
-    torch.testing.assert_close(mine, wanted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(encoder.project_text(query).detach(), wanted, atol=2e-3, rtol=0)
 
 
 def test_the_text_residual_is_local(encoder: LiteEncoder) -> None:
-    query = encoder.text_features(["a photo of a cat.", "a photo of a kitten.", "a photo of a bridge."])
+    query = features_of(encoder, "cat", "kitten", "bridge")
     before = encoder.project_text(query).detach()
     with torch.no_grad():
         encoder.text_map.local_coefficients[0] = 1.0
@@ -113,18 +129,16 @@ def test_the_text_residual_is_local(encoder: LiteEncoder) -> None:
 
 
 def test_a_name_of_the_training_is_familiar(encoder: LiteEncoder) -> None:
-    features = encoder.text_features(["a photo of a cat.", "a photo of a kitten.", "a photo of a bridge."])
+    features = features_of(encoder, "cat", "kitten", "bridge")
     known, near, far = encoder.familiarity(features).tolist()
     assert known == pytest.approx(1.0, abs=1e-4)
     assert 0.9 > near > 4 * far
     assert far < 0.03
-    untrained = TextMap(encoder.text_map.vectors, 0)
-    assert untrained.familiarity(features).tolist() == [0.0] * 3
+    assert TextMap(encoder.text_map.vectors, 0).familiarity(features).tolist() == [0.0] * 3
 
 
 def test_a_text_is_as_frequent_as_the_nearest_name_as_far_as_that_is_known(encoder: LiteEncoder) -> None:
-    texts = [f"a photo of a {name}." for name in ("cat", "kitten", "sofa", "bridge")]
-    features = encoder.text_features(texts)
+    features = features_of(encoder, "cat", "kitten", "sofa", "bridge")
     encoder.text_map.log_frequencies.copy_(torch.tensor([2.0, -1.0]))  # cat, couch
     cat, kitten, sofa, bridge = encoder.log_frequency(features).tolist()
     near = encoder.familiarity(features).tolist()
@@ -133,16 +147,14 @@ def test_a_text_is_as_frequent_as_the_nearest_name_as_far_as_that_is_known(encod
     assert kitten == pytest.approx(2 * near[1] - (1 - near[1]), abs=1e-5)
     assert sofa == pytest.approx(-1.0), "couch is the rarest, and so is what is not known"
     assert bridge == pytest.approx(-1.0, abs=0.06)
-    untrained = TextMap(encoder.text_map.vectors, 0)
-    assert untrained.log_frequency(features).tolist() == [0.0] * 4
+    assert TextMap(encoder.text_map.vectors, 0).log_frequency(features).tolist() == [0.0] * 4
 
 
+@torch.no_grad()
 def test_an_untrained_tuned_copy_sees_what_the_frozen_network_sees(encoder: LiteEncoder) -> None:
     images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        dense = encoder.pyramid(images).dense
-        frozen = encoder.late(encoder.early(images)[2]) - encoder.centre[:, None, None]
-    torch.testing.assert_close(dense, frozen, atol=1e-5, rtol=1e-5)
+    frozen = trunk(images) - encoder.centre[:, None, None]
+    torch.testing.assert_close(encoder.pyramid(images).dense, frozen, atol=1e-5, rtol=1e-5)
 
 
 def test_packaged_weights_are_not_saved(encoder: LiteEncoder) -> None:

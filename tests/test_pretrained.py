@@ -4,62 +4,64 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from dpseg.cache import EmbeddingCache
 from dpseg.config import ModelConfig
 from dpseg.errors import ConfigError, ModelNotFoundError, WeightsError
 from dpseg.matching import Matching
-from dpseg.model.dpseg import DPSeg
 from dpseg.pretrained import UNTRAINED_SCALE, load_pretrained, model_folder, pick_device, untrained
 from dpseg.prompts.bank import Bank
 from dpseg.segmenter import Segmenter
-
-CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
+from support.pictures import halves
+from support.tiny import save_tiny, tiny_config, tiny_model
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model = DPSeg(CONFIG)
-    model.save_pretrained(folder)
-    s2, s3, s4 = (torch.ones(1, size) for size in model.encoder.stage_dims)
-    bank = Bank(
-        ("cat",), torch.ones(1, 20), torch.ones(1, model.encoder.embed_dim), (s2, s3, s4), model.encoder.fingerprint
-    )
+    """The tiny model with a bank of one row."""
+    folder = Path(save_tiny(tmp_path_factory.mktemp("models") / "tiny"))
+    encoder = tiny_model().encoder
+    s2, s3, s4 = (torch.ones(1, size) for size in encoder.stage_dims)
+    bank = Bank(("cat",), torch.ones(1, 20), torch.ones(1, encoder.embed_dim), (s2, s3, s4), encoder.fingerprint)
     bank.save(folder / "bank.safetensors")
     return folder
 
 
-def test_a_saved_folder_comes_back_with_its_bank(saved: Path, tmp_path: Path) -> None:
+def test_a_saved_folder_comes_back_with_its_bank(saved: Path) -> None:
     model, bank = load_pretrained(saved)
-    assert model.config == CONFIG
+    assert model.config == tiny_config()
     assert bank is not None
     assert bank.names == ("cat",)
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     first, second = (Segmenter.from_pretrained(place, device="cpu") for place in (saved, str(saved)))
-    first.cache = second.cache = EmbeddingCache(tmp_path)
-    assert np.array_equal(first(photo, ["cat", "dog"]).logits, second(photo, ["cat", "dog"]).logits)
+    assert np.array_equal(first(halves(), ["cat", "dog"]).logits, second(halves(), ["cat", "dog"]).logits)
 
 
-def test_a_misspelt_name_gets_a_suggestion() -> None:
-    for name in ("dpseg-lit", "DPSeg-Lite", "lite"):
-        with pytest.raises(ModelNotFoundError, match="'dpseg-lite'"):
-            Segmenter.from_pretrained(name)
-    with pytest.raises(ModelNotFoundError, match="no model and no folder"):
-        model_folder(Path("somewhere/else"))
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "'dpseg-lite'") for name in ("dpseg-lit", "DPSeg-Lite", "lite")),
+        (Path("somewhere/else"), "no model and no folder"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(name: str | Path, message: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=message):
+        model_folder(name)
+    with pytest.raises(ModelNotFoundError, match=message):
+        Segmenter.from_pretrained(name)
 
 
 def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"holds no config\.json and no model\.safetensors"):
-        load_pretrained(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match="is a file"):
-        load_pretrained(tmp_path / "file")
+    for place, message in (
+        (tmp_path, r"holds no config\.json and no model\.safetensors"),
+        (tmp_path / "file", "is a file"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            load_pretrained(place)
 
 
 def test_a_hub_id_is_fetched(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,12 +72,12 @@ def test_a_hub_id_is_fetched(saved: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return str(saved)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    assert load_pretrained("somebody/some-model")[0].config == CONFIG
+    assert load_pretrained("somebody/some-model")[0].config == tiny_config()
     assert asked == [("somebody/some-model", ["config.json", "model.safetensors", "bank.safetensors", "names.txt"])]
 
 
 def test_a_hub_that_does_not_answer_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(hub_id: str, allow_patterns: list[str]) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
@@ -95,10 +97,7 @@ def test_devices() -> None:
 
 def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
     config = ModelConfig(encoder="tiny", templates=1, widths=(16, 12), image_widths=(4,), heads=2, logit_scale=20.0)
-    torch.manual_seed(0)
-    model = DPSeg(config)
-    with torch.no_grad():
-        model.decoder.head.weight.normal_()
+    model = tiny_model(config, trained=True)
     plain = untrained(model)
     state = torch.get_rng_state()
     again = untrained(model).state_dict()
@@ -106,6 +105,6 @@ def test_untrained_is_the_plain_cosine_of_the_same_encoder() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not plain.decoder.head.weight.any()
     assert plain.config == config
-    assert untrained(DPSeg(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE
+    assert untrained(tiny_model(replace(config, logit_scale=0.0))).config.logit_scale == UNTRAINED_SCALE
     weighed = replace(config, presence=0.5, matching=Matching(contrast=1.0, prior=3.0, logit_adjustment=0.2))
-    assert untrained(DPSeg(weighed)).config == replace(config, matching=Matching(contrast=1.0))
+    assert untrained(tiny_model(weighed)).config == replace(config, matching=Matching(contrast=1.0))
