@@ -63,14 +63,6 @@ def rows(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def same_runs(one: Path, two: Path, steps: int) -> None:
-    """Asserts that two runs logged each step once, and ended with the same weights."""
-    assert [row["step"] for row in rows(two)] == list(range(1, steps + 1))
-    assert [row["loss"] for row in rows(one)] == [row["loss"] for row in rows(two)]
-    first, second = (load_file(folder / "final" / "model.safetensors") for folder in (one, two))
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-
 def test_a_run_leaves_model_curves_metrics_and_how_it_was_made(recipe: Path) -> None:
     told = run(recipe, "--iterations", "4")
     folder = recipe.parent / "run"
@@ -99,12 +91,40 @@ def train_until(recipe: Path, last: int) -> None:
     run(recipe)
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_like_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
-    run(recipe, "--out", str(tmp_path / "whole"))
-    assert forked.killed(train_until, recipe, 4)
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
-    assert "resumed at step 3" in run(recipe)
-    same_runs(tmp_path / "whole", tmp_path / "run", 5)
+def train_as_users_do(recipe: Path, *words: str, start: Sequence[str] = DPSEG) -> subprocess.Popen[str]:
+    arguments = [*start, "train", "--config", str(recipe), "--accelerator", "cpu", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+
+
+def kill(recipe: Path, *words: str) -> None:
+    """Starts the command as users do, and kills it some time after its first checkpoint."""
+    process = train_as_users_do(recipe, *words)
+    deadline = time.monotonic() + 120
+    while (
+        not (recipe.parent / "run/checkpoint.pt").is_file() and process.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+
+@pytest.mark.parametrize("steps", [5, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_goes_on_and_ends_like_one_that_was_not(recipe: Path, tmp_path: Path, steps: int) -> None:
+    words = ["--iterations", str(steps)]
+    run(recipe, *words, "--out", str(tmp_path / "whole"))
+    if steps == 5:
+        assert forked.killed(train_until, recipe, 4)
+        assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+    else:
+        kill(recipe, *words)
+    told = run(recipe, *words)
+    assert ("resumed at step 3" if steps == 5 else "resumed at step") in told
+    whole, resumed = tmp_path / "whole", tmp_path / "run"
+    assert [row["step"] for row in rows(resumed)] == list(range(1, steps + 1))
+    assert [row["loss"] for row in rows(whole)] == [row["loss"] for row in rows(resumed)]
+    first, second = (load_file(folder / "final" / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 WORDS = ("--batch_size", "4", "--ema", "0.0")
@@ -140,41 +160,15 @@ def test_two_processes_are_one_with_the_same_crops(recipe: Path, tmp_path: Path)
     compare_processes(tmp_path / "alone", tmp_path / "both", [1, 2])
 
 
-def started(recipe: Path, *words: str, start: Sequence[str] = DPSEG) -> subprocess.Popen[str]:
-    """Starts the command as users do."""
-    arguments = [*start, "train", "--config", str(recipe), "--accelerator", "cpu", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finished(recipe: Path, *words: str, start: Sequence[str] = DPSEG) -> str:
-    """Runs the command as users do, and returns what it prints."""
-    process = started(recipe, *words, start=start)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out
-
-
-@pytest.mark.slow
-def test_the_command_is_killed_at_any_time_and_goes_on(recipe: Path, tmp_path: Path) -> None:
-    finished(recipe, "--iterations", "40", "--out", str(tmp_path / "whole"))
-    process = started(recipe, "--iterations", "40")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert "resumed at step" in finished(recipe, "--iterations", "40")
-    same_runs(tmp_path / "whole", tmp_path / "run", 40)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [TORCHRUN + DPSEG, DPSEG], ids=["torchrun", "devices"])
 def test_the_command_starts_two_processes(recipe: Path, tmp_path: Path, start: list[str]) -> None:
-    words = [*WORDS, "--iterations", "3"]
-    finished(recipe, *words, "--out", str(tmp_path / "alone"))
-    finished(recipe, *words, "--out", str(tmp_path / "both"), "--devices", "2", start=start)
+    words = [*WORDS, "--iterations", "3", "--out"]
+    for process in (
+        train_as_users_do(recipe, *words, str(tmp_path / "alone")),
+        train_as_users_do(recipe, *words, str(tmp_path / "both"), "--devices", "2", start=start),
+    ):
+        assert process.wait(240) == 0
     compare_processes(tmp_path / "alone", tmp_path / "both", [1, 2, 3])
 
 
