@@ -73,6 +73,8 @@ def test_every_file_symbol_and_link_that_is_named_exists(page: Path) -> None:
             assert places, f"{page.name} names {name}, which does not exist"
         if symbol:
             assert symbol in symbols(places[0]), f"{page.name} names {name}:{symbol}, which does not exist"
+    for test in re.findall(r"\btests/[\w/]+\.py", text):
+        assert (ROOT / test).is_file(), f"{page.name} names {test}, which does not exist"
     for link in re.findall(r"\]\(([^)#:\s]+)\)", text):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
 

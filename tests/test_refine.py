@@ -74,12 +74,15 @@ def encoded(network: DPSeg, *photos: Tensor) -> Encoded:
     )
 
 
-def test_regions_are_connected_large_and_certain() -> None:
-    regions = found_in(blobs(), RefineConfig(min_area=0.02, min_confidence=0.5, max_regions=3))
+def test_regions_are_connected_large_and_certain_and_of_decoded_classes() -> None:
+    logits = blobs()
+    regions = found_in(logits, RefineConfig(min_area=0.02, min_confidence=0.5, max_regions=3))
     assert [(region.class_index, int(region.mask.sum())) for region in regions] == [(0, 329), (1, 36), (1, 9)]
     assert regions[1].area == pytest.approx(36 / 400)
     assert regions[1].confidence == pytest.approx(torch.tensor(3.0).sigmoid().item())
     assert regions[1].mask[1:7, 1:7].all()
+    logits[0] = -torch.inf  # not decoded
+    assert {region.class_index for region in found_in(logits, RefineConfig(0.0, 0.0, 9))} <= {1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -96,12 +99,6 @@ def test_regions_are_connected_large_and_certain() -> None:
 )
 def test_thresholds_decide(config: tuple[float, float, int], expected: list[int]) -> None:
     assert [region.class_index for region in found_in(blobs(), RefineConfig(*config))] == expected
-
-
-def test_classes_that_were_not_decoded_are_not_found() -> None:
-    logits = blobs()
-    logits[0] = -torch.inf
-    assert {region.class_index for region in found_in(logits, RefineConfig(0.0, 0.0, 9))} <= {1, 2, 3}
 
 
 @torch.inference_mode()
