@@ -104,7 +104,7 @@ def test_equals_the_definition_for_every_ablation_and_sed(fusion: Any, guidance:
     [
         *(
             ({"count": count, "size": (32, 64)}, block)
-            for count, block in ((1, 16), (2, 1), (16, 16), (17, 16), (33, 5), (300, 7), (300, 301))
+            for count, block in ((1, 16), (2, 1), (16, 16), (17, 16), (33, 5), (300, 7), (300, 301), (847, None))
         ),
         *(
             ({"config": replace(TINY, templates=templates), "size": size}, None)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dpseg.config import RefineConfig
 from dpseg.model import class_logits
-from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, all_logits, collect
+from dpseg.model.class_logits import UNDECODED, ClassLogits, Decoded, collect
 from dpseg.model.label_map import LabelMap, label_map
 from dpseg.result import Segmentation
 from dpseg.segmenter import Segmenter
@@ -125,12 +125,6 @@ def test_the_classes_that_lead_at_most_positions_are_kept(logits: Tensor) -> Non
     counts = torch.bincount(logits.argmax(dim=0).flatten(), minlength=40)
     assert len(counts.nonzero()) > 8
     assert counts[found.kept].min() >= counts[[k for k in range(40) if k not in found.kept.tolist()]].max()
-
-
-def test_classes_in_no_block_are_undecoded(logits: Tensor) -> None:
-    whole = all_logits(blocks(logits)[:2], 40)
-    assert torch.equal(whole[:14], logits[:14])
-    assert (whole[14:] == UNDECODED).all()
 
 
 @pytest.mark.usefixtures("few")

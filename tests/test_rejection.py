@@ -99,40 +99,16 @@ def decoded_plainly(model: DPSeg, pyramid: Pyramid, prompts: PromptEmbeddings) -
     return left.tolist(), decoder.head(x[0])[:, 0]
 
 
-def survivors(guesses: Tensor, block: int, rejection: Rejection) -> list[int]:
-    kept = Survivors(rejection)
-    for classes in torch.arange(len(guesses)).split(block):
-        kept.add(classes, guesses[classes])
-    return kept.result().tolist()
-
-
-@pytest.mark.parametrize(
-    ("limit", "top", "expected"),
-    [
-        (6, 1, [0, 1, 3]),  # who leads somewhere
-        (6, 2, [0, 1, 2, 3]),
-        (6, 3, [0, 1, 2, 3, 5]),
-        (6, 6, [0, 1, 2, 3, 4, 5]),
-        (1, 3, [0]),  # it leads twice
-        (2, 3, [0, 1]),  # of 1 and 3, which lead once, 1 is second once more
-        (3, 3, [0, 1, 3]),
-        (5, None, [0, 1, 2, 3, 5]),  # by the best maximum: 9, 9, 8, 9, 0, 7.5
-        (4, None, [0, 1, 2, 3]),
-    ],
-)
-def test_survivors_of_a_small_example(limit: int, top: int | None, expected: list[int]) -> None:
-    #                              positions: 0  1  2  3
-    guesses = torch.tensor([[9, 9, 1, 1], [8, 1, 9, 2], [1, 8, 8, 8], [7, 7, 7, 9], [0, 0, 0, 0], [6, 6, 6, 7.5]])
-    for block in (1, 4, 6):
-        assert survivors(guesses.view(6, 2, 2), block, Rejection(limit, top)) == expected
-
-
 @pytest.mark.parametrize("top", [None, 1, 2, 5])
 @pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize("seed", range(3))
 def test_survivors_are_those_of_loops(limit: int, top: int | None, seed: int) -> None:
     guesses = torch.randn(40, 3, 5, generator=torch.Generator().manual_seed(seed))
-    assert survivors(guesses, 6, Rejection(limit, top)) == chosen_plainly(guesses, Rejection(limit, top))
+    for block in (1, 6, 40):
+        survivors = Survivors(Rejection(limit, top))
+        for classes in torch.arange(40).split(block):
+            survivors.add(classes, guesses[classes])
+        assert survivors.result().tolist() == chosen_plainly(guesses, Rejection(limit, top))
 
 
 @pytest.mark.numeric
@@ -243,21 +219,29 @@ def test_inference_2_decodes_what_inference_1_did_not_give_up(
     assert set(second.leaders.unique().tolist()) <= set(first.kept.tolist())
 
 
-def test_the_segmenter_hands_inference_1_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor | None, int]]:
+    """Collects of each decoding among which classes it was, and how many it decoded."""
+    noted = []
+    original: Callable[..., Any] = DPSeg.decode_blocks
+
+    def decode(self: DPSeg, pyramid: Pyramid, prompts: PromptEmbeddings, among: Tensor | None = None) -> Any:
+        blocks = list(original(self, pyramid, prompts, among))
+        noted.append((among, sum(len(block.classes) for block in blocks)))
+        return iter(blocks)
+
+    monkeypatch.setattr(DPSeg, "decode_blocks", decode)
+    return noted
+
+
+def test_the_segmenter_hands_inference_1_on(decodings: list[tuple[Tensor | None, int]]) -> None:
     model = build(replace(COSINES, templates=1, keep_aspect=True), 3)
     segmenter = Segmenter(model, refinement=RefineConfig(min_area=0.0, min_confidence=0.0))
-    given: list[Any] = []
-    original = DPSeg.decode_blocks
-
-    def noted(self: DPSeg, pyramid: Pyramid, prompts: PromptEmbeddings, among: Tensor | None = None) -> Any:
-        given.append(among)
-        return original(self, pyramid, prompts, among)
-
-    monkeypatch.setattr(DPSeg, "decode_blocks", noted)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     segmenter(Image.fromarray(pixels), [f"thing {number}" for number in range(12)], refine=True)
-    first, second = given
+    (first, _), (second, _) = decodings
     assert first is None
+    assert second is not None
     assert len(second) == 3
 
 
@@ -300,39 +284,24 @@ def test_what_is_asked_for_replaces_what_the_config_says(tmp_path: Path) -> None
     assert load_pretrained(tmp_path / "kept")[0].config.rejection == Rejection(6, 2)
 
 
-@pytest.fixture
-def decoded_counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Collects how many classes each decoding decodes."""
-    counts: list[int] = []
-    original: Callable[..., Any] = DPSeg.decode_blocks
-
-    def counted(self: DPSeg, *arguments: Any) -> Any:
-        blocks = list(original(self, *arguments))
-        counts.append(sum(len(block.classes) for block in blocks))
-        return iter(blocks)
-
-    monkeypatch.setattr(DPSeg, "decode_blocks", counted)
-    return counts
-
-
 @pytest.mark.usefixtures("workplace")
-def test_predict_takes_the_options(decoded_counts: list[int], refused: Callable[..., str]) -> None:
+def test_predict_takes_the_options(decodings: list[tuple[Tensor | None, int]], refused: Callable[..., str]) -> None:
     build(replace(COSINES, templates=1, decode_classes=4)).save_pretrained("model")
     words = [word for number in range(9) for word in ("--text", f"thing {number}")]
     common = ["predict", "red.png", *words, "-m", "model", "--no-refine", "-f", "json", "-o"]
     for number, options in enumerate(([], ["--max-classes", "all"], ["--max-classes=6"], ["--max-classes", "9"])):
         assert run([*common, str(number), *options]) == 0
-    assert decoded_counts == [4, 9, 6, 9]
+    assert [count for _, count in decodings] == [4, 9, 6, 9]
     assert run([*common, "top", "--max-classes", "6", "--keep-top", "1"]) == 0
-    assert 1 <= decoded_counts[-1] < 6
+    assert 1 <= decodings[-1][1] < 6
     assert "give max-classes too" in refused(*common, "none", "--keep-top", "1")
 
 
 @pytest.mark.usefixtures("workplace")
-def test_evaluate_takes_the_options(decoded_counts: list[int]) -> None:
+def test_evaluate_takes_the_options(decodings: list[tuple[Tensor | None, int]]) -> None:
     build(replace(COSINES, templates=1)).save_pretrained("model")
     data = write_set(Path("data"), photos=2)
     command = ["evaluate", str(data), "--prompts", "text", "--refine", "off", "-m", "model"]
     assert run([*command, "--max-classes", "2", "--out", "figures.json"]) == 0
-    assert decoded_counts == [2, 2]  # of the three that are not background
+    assert [count for _, count in decodings] == [2, 2]  # of the three that are not background
     assert json.loads(Path("figures.json").read_text())
