@@ -131,7 +131,7 @@ def test_explain_says_of_pixels_what_the_library_says(show: Show, segmenter: Seg
     assert "before" in show(f"{asked} --refine").splitlines()[1].split()
 
 
-def test_show_takes_classes_sets_and_banks(show: Show) -> None:
+def test_show_takes_classes_sets_and_banks_and_explain_names_what_a_bank_gave(show: Show) -> None:
     def classes(line: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(show(f"prompts show {line} --json"))["classes"]
         return found
@@ -150,6 +150,8 @@ def test_show_takes_classes_sets_and_banks(show: Show) -> None:
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
     (word,) = classes("-t red --bank shop")
     assert word["bank"] == [{"name": "red", "share": pytest.approx(1), "source": "bank"}]
+    said = show("prompts explain both.png -t red -t grey --bank shop --at 3,5")
+    assert "pictures of the bank's red 100%" in said
     (stored,) = classes("shop --limit 1")
     assert stored["name"] == "red"
     assert stored["agreement"] == pytest.approx(word["agreement"], abs=1e-4)

@@ -46,7 +46,9 @@ def explained(segmenter: Segmenter, refine: bool = False, count: int = 3) -> lis
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("changes", [{}, {"mirrored_scales": (0.667,)}, {"resize_scores": True}, {"decode_classes": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mirrored_scales": (0.667,)}, {"resize_scores": True}, {"decode_classes": 2}, {"presence": 1.0}]
+)
 @pytest.mark.parametrize("refine", [False, True])
 def test_the_winner_is_the_label_and_the_parts_add_up(tmp_path: Path, changes: dict[str, Any], refine: bool) -> None:
     segmenter = outspoken(tmp_path, **changes)

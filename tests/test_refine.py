@@ -277,6 +277,7 @@ def test_other_words_are_refused(text: str, message: str) -> None:
         ("--refine=sequence", ["reference", "crop"]),
         ("--refine pooled,sequence", ["reference", "pooled"]),
         ("-m refining", ["crop", "crop"]),
+        ("-m refining --refine pooled", ["pooled", "pooled"]),
         ("-m refining --no-refine", ["reference", "reference"]),
     ],
 )
@@ -285,7 +286,7 @@ def test_predict_refines_as_asked(model: str, options: str, sources: list[str]) 
     Path("walk").mkdir()
     for name in ("1", "2"):
         plain(RED, 64).save(f"walk/{name}.png")
-    save_tiny(Path("refining"), refine=True)
+    save_tiny(Path("refining"), refine=True, tune_encoder=True)
     asked = ["walk", "--ref", "red=red.png", "-o", "out", "-f", "json"]
     assert run(["predict", "-m", model, *options.split(), *asked]) == 0
     results = [json.loads(Path(f"out/{name}_result.json").read_text()) for name in ("1", "2")]
