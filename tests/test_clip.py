@@ -20,7 +20,7 @@ from dpseg.model.build import build_encoder
 from dpseg.model.clip import ClipEncoder
 from dpseg.model.clip_weights import CLIP_SOURCES, build_clip, find_weights
 from support.encoder_contract import check_encoder
-from support.small_clip import NAME, STAGE_DIMS, enliven, needs_clip, small_clip, small_encoder
+from support.small_clip import NAME, STAGE_DIMS, Code, enliven, needs_clip, small_clip, small_encoder
 
 pytestmark = needs_clip
 
@@ -211,11 +211,6 @@ def test_a_local_weights_file_is_read(tmp_path: Path, suffix: str, save: Callabl
     assert torch.equal(loaded.text_features(TEXTS), original.text_features(TEXTS))
 
 
-class _Code:
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return (Path.touch, (Path("ran"),))
-
-
 @pytest.mark.usefixtures("small")
 def test_weights_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -234,7 +229,7 @@ def test_weights_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: 
     for wrong, expected in (
         (fewer, "another model: 1 tensors missing, 0 unknown, 0 of another shape"),
         ({**state, stem: torch.zeros(7, 3, 4, 4)}, f"1 of another shape, the first '{stem}'"),
-        ({"weights": _Code()}, "cannot read"),
+        ({"weights": Code()}, "cannot read"),
         ([1, 2], "holds no weights by name"),
     ):
         torch.save(wrong, path)

@@ -116,38 +116,32 @@ def test_the_text_regression_is_kernel_ridge(encoder: LiteEncoder) -> None:
     torch.testing.assert_close(encoder.project_text(query).detach(), wanted, atol=2e-3, rtol=0)
 
 
-def test_the_text_residual_is_local(encoder: LiteEncoder) -> None:
-    query = features_of(encoder, "cat", "kitten", "bridge")
-    before = encoder.project_text(query).detach()
+def test_what_training_learns_of_a_name_holds_near_it(encoder: LiteEncoder) -> None:
+    features, text_map = features_of(encoder, "cat", "kitten", "bridge", "sofa"), encoder.text_map
+    known, near, far, _ = encoder.familiarity(features).tolist()
+    assert known == pytest.approx(1.0, abs=1e-4)
+    assert 0.9 > near > 4 * far
+    assert far < 0.03
+
+    before = encoder.project_text(features).detach()
     with torch.no_grad():
-        encoder.text_map.local_coefficients[0] = 1.0
-        moved = (encoder.project_text(query) - before).abs().mean(dim=-1)
-        encoder.text_map.local_coefficients.zero_()
+        text_map.local_coefficients[0] = 1.0
+        moved = (encoder.project_text(features) - before).abs().mean(dim=-1)
+        text_map.local_coefficients.zero_()
     assert moved[0] == pytest.approx(1.0, abs=1e-4)
     assert moved[0] > moved[1] > 4 * moved[2]
     assert moved[2] < 0.03
 
-
-def test_a_name_of_the_training_is_familiar(encoder: LiteEncoder) -> None:
-    features = features_of(encoder, "cat", "kitten", "bridge")
-    known, near, far = encoder.familiarity(features).tolist()
-    assert known == pytest.approx(1.0, abs=1e-4)
-    assert 0.9 > near > 4 * far
-    assert far < 0.03
-    assert TextMap(encoder.text_map.vectors, 0).familiarity(features).tolist() == [0.0] * 3
-
-
-def test_a_text_is_as_frequent_as_the_nearest_name_as_far_as_that_is_known(encoder: LiteEncoder) -> None:
-    features = features_of(encoder, "cat", "kitten", "sofa", "bridge")
-    encoder.text_map.log_frequencies.copy_(torch.tensor([2.0, -1.0]))  # cat, couch
-    cat, kitten, sofa, bridge = encoder.log_frequency(features).tolist()
-    near = encoder.familiarity(features).tolist()
-    encoder.text_map.log_frequencies.zero_()
+    text_map.log_frequencies.copy_(torch.tensor([2.0, -1.0]))  # cat, couch
+    cat, kitten, bridge, sofa = encoder.log_frequency(features).tolist()
+    text_map.log_frequencies.zero_()
     assert cat == pytest.approx(2.0, abs=1e-3)
-    assert kitten == pytest.approx(2 * near[1] - (1 - near[1]), abs=1e-5)
+    assert kitten == pytest.approx(2 * near - (1 - near), abs=1e-5)
     assert sofa == pytest.approx(-1.0), "couch is the rarest, and so is what is not known"
     assert bridge == pytest.approx(-1.0, abs=0.06)
-    assert TextMap(encoder.text_map.vectors, 0).log_frequency(features).tolist() == [0.0] * 4
+
+    without_names = TextMap(text_map.vectors, 0)
+    assert without_names.familiarity(features).tolist() == without_names.log_frequency(features).tolist() == [0.0] * 4
 
 
 @torch.no_grad()

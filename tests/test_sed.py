@@ -28,7 +28,7 @@ from dpseg.prompts.text import TEMPLATES, parse_class, templates
 from dpseg.segmenter import Segmenter
 from support.commands import ROOT
 from support.small_clip import STAGE_DIMS as SMALL_DIMS
-from support.small_clip import needs_clip, small_clip, small_encoder
+from support.small_clip import Code, needs_clip, small_clip, small_encoder
 from support.small_sed import CLIP, DECODER, checkpoint, decoder_shapes
 
 GOLDEN = ROOT.parent / "shared" / "parity" / "sed_decoder_b.safetensors"
@@ -190,16 +190,11 @@ def test_numpys_arrays_are_read_and_no_code_is_run(path: Path, tmp_path: Path, m
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
     monkeypatch.chdir(tmp_path)
-    for value in (_Code(), np.array([_Code()], dtype=object)):
+    for value in (Code(), np.array([Code()], dtype=object)):
         torch.save({"model": whole["model"], "hooks": value}, path)
         with pytest.raises(WeightsError, match="cannot be read"):
             load_sed(path)
         assert not Path("ran").exists()
-
-
-class _Code:
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return (Path.touch, (Path("ran"),))
 
 
 @needs_clip
