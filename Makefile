@@ -15,7 +15,7 @@ SMALL := runs/lite-small
 
 # Processes that tests run in; each takes about a gigabyte.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
-PYTEST = $(VENV)/bin/python -m pytest
+PYTEST = $(VENV)/bin/python -m pytest --dist loadfile
 BENCHMARK = $(VENV)/bin/python benchmarks
 
 .DEFAULT_GOAL := help

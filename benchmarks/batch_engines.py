@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
-from predict_speed import NAMES
+from speed_cases import NAMES
 
 ROOT = Path(__file__).parent.parent
 BLOCK = 4  # small, so that workers end together

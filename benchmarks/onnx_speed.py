@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from predict_speed import NAMES, timed
+from speed_cases import NAMES
+from speed_memory import run_process
 
 from dpseg.onnx_runner import OnnxRunner, Prompts
 from dpseg.result import Segmentation
@@ -74,7 +75,7 @@ def main() -> int:
         fresh: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(asked.runs):  # in turn, so that a change of the machine's load meets both
             for name, command in commands.items():
-                fresh[name].append(timed(command, folder / "cache")[:2])
+                fresh[name].append(run_process(command, folder / "cache"))
         rows = segmenters(photo, prompts, models)  # torch comes into this process: a child's peak would count it
         labels = {name: segment().labels for name, segment in rows.items()}  # the first runs do not count
         warm: dict[str, list[float]] = {name: [] for name in rows}

@@ -71,10 +71,16 @@ def available_gb() -> float:
     return 1024 * int(found[1]) / 1e9 if found else float("inf")
 
 
-def run_process(command: list[str]) -> tuple[float, float]:
-    """Runs a command, and returns its seconds and its peak memory in GB (10^9 bytes)."""
+def run_process(command: list[str], cache: Path | None = None) -> tuple[float, float]:
+    """Runs a command, and returns its seconds and its peak memory in GB (10^9 bytes).
+
+    Args:
+        command: what to run.
+        cache: where it keeps embeddings; None: where the user does.
+    """
+    environment = os.environ if cache is None else {**os.environ, "DPSEG_CACHE": str(cache)}
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
