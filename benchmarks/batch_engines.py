@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
-from speed_cases import NAMES
+from processes import NAMES
 
 ROOT = Path(__file__).parent.parent
 BLOCK = 4  # small, so that workers end together

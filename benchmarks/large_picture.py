@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
-from speed_memory import run_process
+from processes import run_process
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("cat", "coffee cup, cup", "spoon", "wooden table", "saucer, plate", "wall", "sky", "tree")

@@ -22,8 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
-from speed_cases import NAMES
-from speed_memory import run_process
+from processes import NAMES, run_process
 
 from dpseg.onnx_runner import OnnxRunner, Prompts
 from dpseg.result import Segmentation

@@ -29,12 +29,6 @@ from dpseg.rejection import Rejection
 ROOT = Path(__file__).parent.parent
 ModelName = Literal["base", "lite"]
 
-NAMES = (
-    "person", "bicycle", "car", "cat", "dog", "chair", "couch, sofa", "dining table", "cup, mug", "spoon",
-    "plate", "book", "clock", "wall", "floor", "window", "tree", "grass", "sky", "road",
-)  # fmt: skip
-"""Twenty classes of a usual question, for benchmarks of the whole program."""
-
 _QUICK = ModelConfig(
     encoder="tiny", image_size=64, templates=20, widths=(16, 12, 8, 8), image_widths=(4, 4, 4), heads=2
 )

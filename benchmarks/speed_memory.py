@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import resource
 import subprocess
@@ -69,26 +68,6 @@ def available_gb() -> float:
     status = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", status.read_text()) if status.is_file() else None
     return 1024 * int(found[1]) / 1e9 if found else float("inf")
-
-
-def run_process(command: list[str], cache: Path | None = None) -> tuple[float, float]:
-    """Runs a command, and returns its seconds and its peak memory in GB (10^9 bytes).
-
-    Args:
-        command: what to run.
-        cache: where it keeps embeddings; None: where the user does.
-    """
-    environment = os.environ if cache is None else {**os.environ, "DPSEG_CACHE": str(cache)}
-    start = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} ... failed with status {process.returncode}")
-    return seconds, usage.ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    ) / 1e9  # bytes there, kilobytes elsewhere
 
 
 def fresh_probe(name: ModelName, count: int, rejection: Rejection | None, quick: bool = False) -> dict[str, Any]:

@@ -47,9 +47,10 @@ def test_entries_come_back_whatever_their_memory(tmp_path: Path) -> None:
 
 
 def test_the_last_entry_of_a_key_and_an_encoder_counts_until_all_is_cleared(tmp_path: Path) -> None:
-    cache = EmbeddingCache(tmp_path)
-    assert read(cache, "a") == {}
+    reader, cache = EmbeddingCache(tmp_path), EmbeddingCache(tmp_path)
+    assert read(reader, "a") == {}
     put(cache, a=torch.zeros(1))
+    assert read(reader, "a") == {"a": [0.0]}  # what another has added since
     put(cache, a=torch.ones(1))
     assert read(cache, "a") == {"a": [1.0]}
     assert cache.get_many("another encoder", ["a"]) == {}
