@@ -17,7 +17,7 @@ from support.random_prompts import random_prompts
 
 @pytest.fixture(params=[1, 2])
 def prompts(request: pytest.FixtureRequest) -> PromptEmbeddings:
-    """Class 0 has both, class 1 pictures only, class 2 text only; two templates, with a picture each or one for both."""
+    """Class 0 has both, class 1 pictures only, class 2 text only; two templates, with pictures of their own or one."""
     torch.manual_seed(0)
     return random_prompts(3, (3, 4, 5, 6), templates=2, pictures=request.param)
 
