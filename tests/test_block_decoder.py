@@ -94,9 +94,10 @@ class Case:
 def test_equals_the_definition_for_every_ablation_and_sed(fusion: Any, guidance: Any, spatial: Any) -> None:
     case = Case(replace(TINY, fusion=fusion, guidance=guidance, spatial=spatial))
     case.check(block=3)
-    s2, s3, s4 = (stage[..., :-1] for stage in case.pyramid.stages)  # no multiples of each other
-    case.pyramid = replace(case.pyramid, stages=(s2, s3, s4))
-    case.check(block=4)
+    if fusion == "average":  # of maps too that are no multiples of each other
+        s2, s3, s4 = (stage[..., :-1] for stage in case.pyramid.stages)
+        case.pyramid = replace(case.pyramid, stages=(s2, s3, s4))
+        case.check(block=4)
 
 
 @pytest.mark.parametrize(
