@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,15 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from dpseg.segmenter import Segmenter
-from dpseg.serving.settings import ServeSettings
-from support.api_client import (
-    COLOURS,
-    PHOTO,
-    PICTURES,
-    WORDS,
-    client_of,
-    colours,
-    encoded,
-    post,
-    refusal,
-    tiny_segmenter,
-)
+from support.pictures import encoded
+from support.served import COLOURS, PHOTO, PICTURES, WORDS, client_of, colours, post, refusal
+
+pytest_plugins = "support.served"
 
 
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return tiny_segmenter(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def client(segmenter: Segmenter) -> Iterator[TestClient]:
-    with client_of(segmenter) as started:
-        yield started
-
-
-def labels_of(answer: dict[str, Any]) -> np.ndarray:
+def labels_of(response: Any) -> np.ndarray:
     """Returns the label map that run lengths say, -1 where there is no class."""
+    answer = response.json()
     labels = np.full((answer["height"], answer["width"]), -1)
     for found in answer["classes"]:
         labels[coco.decode(found["segmentation"]).astype(bool)] = found["index"]
@@ -50,12 +30,11 @@ def labels_of(answer: dict[str, Any]) -> np.ndarray:
 
 def test_the_answer_is_what_the_segmenter_says(client: TestClient, segmenter: Segmenter) -> None:
     response = colours(client)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "application/json"
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     answer = response.json()
     pictures = {name.partition(".")[0]: Image.open(io.BytesIO(data)) for name, data in PICTURES.items()}
     expected = segmenter(Image.open(io.BytesIO(PHOTO)), references=pictures)
-    assert np.array_equal(labels_of(answer), expected.labels)
+    assert np.array_equal(labels_of(response), expected.labels)
     assert (expected.labels[:, :60] == 0).all()
     assert (answer["width"], answer["height"], answer["names"], answer["none"]) == (128, 64, ["red", "blue"], 0)
     for found in answer["classes"]:
@@ -64,30 +43,34 @@ def test_the_answer_is_what_the_segmenter_says(client: TestClient, segmenter: Se
         assert found["pixels"] == (expected.labels == found["index"]).sum()
         assert found["prompts"] == ["reference"]
     assert "source" not in answer
+    picture = Image.open(io.BytesIO(colours(client, format="png").content))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), expected.labels)
+    palette = picture.getpalette()
+    assert {tuple(one["color"]) for one in answer["classes"]} == {tuple(palette[:3]), tuple(palette[3:6])}
 
 
-def test_words_and_pictures_go_together(client: TestClient) -> None:
+def test_words_and_pictures_go_together_and_options_reach_the_model(client: TestClient) -> None:
     prompts = {"classes": ["red, crimson", "blue"], "references": [{"class": "Crimson", "picture": "red.png"}]}
     answer = post(client, prompts, files={"red.png": PICTURES["red.png"]}).json()
     assert answer["names"] == ["red", "blue"]
     assert ["text", "reference"] in [found["prompts"] for found in answer["classes"]]
+    nothing = colours(client, background="1").json()
+    assert (nothing["none"], nothing["classes"]) == (1, [])
+    crops = colours(client, refine="true").json()
+    assert {kind for found in crops["classes"] for kind in found["prompts"]} == {"crop"}
 
 
-def test_a_mask_or_a_box_says_where_the_thing_is(client: TestClient) -> None:
+@pytest.mark.parametrize("name", ["mask.png", "mask.jpg"])
+def test_a_mask_or_a_box_says_where_the_thing_is(client: TestClient, name: str) -> None:
     mask = Image.new("L", (128, 64), 0)
     mask.paste(255, (64, 0, 128, 64))
-    files = {"both.png": PHOTO, "mask.png": encoded(mask), "mask.jpg": encoded(mask, "JPEG")}
-    for name in ("mask.png", "mask.jpg"):
-        prompts = {
-            "references": [
-                {"class": "left", "picture": "both.png", "box": [0, 0, 60, 64]},
-                {"class": "right", "picture": "both.png", "mask": name},
-            ]
-        }
-        sent = {key: files[key] for key in ("both.png", name)}
-        labels = labels_of(post(client, prompts, files=sent).json())
-        assert (labels[:, :60] == 0).all(), name
-        assert (labels[:, 68:] == 1).all(), name
+    left = {"class": "left", "picture": "both.png", "box": [0, 0, 60, 64]}
+    right = {"class": "right", "picture": "both.png", "mask": name}
+    files = {"both.png": PHOTO, name: encoded(mask, "PNG" if name == "mask.png" else "JPEG")}
+    labels = labels_of(post(client, {"references": [left, right]}, files=files))
+    assert (labels[:, :60] == 0).all()
+    assert (labels[:, 68:] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -101,96 +84,71 @@ def test_a_mask_or_a_box_says_where_the_thing_is(client: TestClient) -> None:
         ("image/png;q=0, */*", {}, "application/json"),
         ("image/png", {"format": "json"}, "application/json"),
         ("application/json", {"format": "png"}, "image/png"),
+        ("text/html", {}, None),
     ],
 )
-def test_the_caller_chooses_the_format(client: TestClient, accept: str, fields: dict[str, str], kind: str) -> None:
-    response = post(client, COLOURS, files=PICTURES, headers={"accept": accept}, **fields)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == kind
+def test_the_caller_chooses_the_format(
+    client: TestClient, accept: str, fields: dict[str, str], kind: str | None
+) -> None:
+    response = colours(client, headers={"accept": accept}, **fields)
+    if kind is None:
+        assert accept in refusal(response, 406)
+    else:
+        assert (response.status_code, response.headers["content-type"]) == (200, kind)
 
 
-def test_a_png_has_labels_and_a_palette(client: TestClient) -> None:
-    picture = Image.open(io.BytesIO(colours(client, format="png").content))
-    assert picture.mode == "P"
-    assert np.array_equal(np.asarray(picture), labels_of(colours(client).json()))
-    palette = colours(client).json()["classes"]
-    assert {tuple(found["color"]) for found in palette} == {
-        tuple(picture.getpalette()[3 * index : 3 * index + 3]) for index in (0, 1)
-    }
-
-
-def test_options_reach_the_model(client: TestClient) -> None:
-    everything = colours(client, background="1").json()
-    assert everything["none"] == 1
-    assert everything["classes"] == []
-    crops = colours(client, refine="true").json()
-    assert {kind for found in crops["classes"] for kind in found["prompts"]} == {"crop"}
-
-
-def test_no_accepted_format_is_refused(client: TestClient) -> None:
-    response = post(client, COLOURS, files=PICTURES, headers={"accept": "text/html"})
-    assert "text/html" in refusal(response, 406)
-
-
-def test_prompts_are_kept_under_an_id(client: TestClient) -> None:
+def test_prompts_are_kept_under_an_id_of_what_was_sent(client: TestClient) -> None:
     kept = post(client, COLOURS, None, PICTURES, path="/v1/prompts")
     assert kept.status_code == 201
     answer = kept.json()
-    assert answer["names"] == ["red", "blue"]
-    assert answer["sources"] == [["reference"], ["reference"]]
+    assert (answer["names"], answer["sources"]) == (["red", "blue"], [["reference"], ["reference"]])
     assert post(client, COLOURS, None, PICTURES, path="/v1/prompts").json() == answer
     assert client.get(f"/v1/prompts/{answer['id']}").json() == answer
     assert post(client, prompts_id=answer["id"]).json() == colours(client).json()
-    other = post(client, WORDS, None, path="/v1/prompts").json()
-    assert other["id"] != answer["id"]
-
-
-def test_other_pictures_of_the_same_names_are_other_prompts(client: TestClient) -> None:
+    assert post(client, WORDS, None, path="/v1/prompts").json()["id"] != answer["id"]
     swapped = {"red.png": PICTURES["blue.png"], "blue.png": PICTURES["red.png"]}
-    assert np.array_equal(labels_of(post(client, COLOURS, files=swapped).json()), 1 - labels_of(colours(client).json()))
+    assert np.array_equal(labels_of(post(client, COLOURS, files=swapped)), 1 - labels_of(colours(client)))
 
 
-def test_ids_are_no_paths(segmenter: Segmenter, tmp_path: Path) -> None:
-    segmenter.prompts(["cat"]).save(tmp_path / "secret.safetensors")
+def test_a_folder_keeps_prompts_over_a_restart_and_ids_are_no_paths(segmenter: Segmenter, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    with client_of(segmenter, ServeSettings(prompts_dir=folder)) as started:
+    folder.mkdir()
+    segmenter.prompts(["cat", "dog"]).save(folder / "pets.safetensors")
+    segmenter.prompts(["cat"]).save(tmp_path / "secret.safetensors")
+    with client_of(segmenter, prompts_dir=folder) as started:
+        kept = post(started, COLOURS, None, PICTURES, path="/v1/prompts").json()["id"]
+        before = set(folder.iterdir())
         for name in ("../secret", "..%2Fsecret", str(tmp_path / "secret"), "secret", ".", "%00", "kept/../../secret"):
             assert started.get(f"/v1/prompts/{name}").status_code in (404, 405)
             assert "no prompt set has the id" in refusal(post(started, prompts_id=name), 404)
-    assert list(folder.iterdir()) == []
-
-
-def test_a_folder_keeps_prompts_over_a_restart(segmenter: Segmenter, tmp_path: Path) -> None:
-    segmenter.prompts(["cat", "dog"]).save(tmp_path / "pets.safetensors")
-    settings = ServeSettings(prompts_dir=tmp_path)
-    with client_of(segmenter, settings) as started:
-        kept = post(started, COLOURS, None, PICTURES, path="/v1/prompts").json()["id"]
-    with client_of(segmenter, settings) as again:
+        assert set(folder.iterdir()) == before
+    with client_of(segmenter, prompts_dir=folder) as again:
         assert again.get("/v1/prompts/pets").json()["names"] == ["cat", "dog"]
-        assert np.array_equal(labels_of(post(again, prompts_id=kept).json()), labels_of(colours(again).json()))
+        assert np.array_equal(labels_of(post(again, prompts_id=kept)), labels_of(colours(again)))
 
 
 def test_a_token_is_asked_for(segmenter: Segmenter) -> None:
-    with client_of(segmenter, ServeSettings(token="let-me-in")) as started:
+    with client_of(segmenter, token="let-me-in") as started:
         for headers in ({}, {"authorization": "Bearer let-me"}, {"authorization": "Basic let-me-in"}):
-            response = post(started, COLOURS, files=PICTURES, headers=headers)
+            response = colours(started, headers=headers)
             assert "Authorization: Bearer" in refusal(response, 401)
             assert response.headers["www-authenticate"] == "Bearer"
             assert started.get("/metrics", headers=headers).status_code == 401
             assert started.get("/v1/prompts/x", headers=headers).status_code == 401
-        given = {"authorization": "Bearer let-me-in"}
-        assert post(started, COLOURS, files=PICTURES, headers=given).status_code == 200
+        assert colours(started, headers={"authorization": "Bearer let-me-in"}).status_code == 200
         assert started.get("/healthz").json() == {"status": "ok"}
         assert "let-me-in" not in repr(started.app.state.service.settings)  # type: ignore[attr-defined]
 
 
-def test_metrics_count_what_was_done(segmenter: Segmenter) -> None:
+def test_metrics_count_what_was_done_and_health_follows_the_model_s_threads(segmenter: Segmenter) -> None:
     with client_of(segmenter) as started:
+        assert started.get("/healthz").status_code == started.get("/readyz").status_code == 200
         for _ in range(3):
             assert colours(started).status_code == 200
         assert post(started).status_code == 422
         started.get("/nowhere")
         figures = dict(line.rsplit(" ", 1) for line in started.get("/metrics").text.splitlines() if line[0] != "#")
+    assert "has ended" in refusal(started.get("/healthz"), 503)
     assert float(figures['dpseg_requests_total{route="/v1/segment",status="200"}']) == 3
     assert float(figures['dpseg_requests_total{route="/v1/segment",status="422"}']) == 1
     assert float(figures['dpseg_requests_total{route="other",status="404"}']) == 1
@@ -200,14 +158,7 @@ def test_metrics_count_what_was_done(segmenter: Segmenter) -> None:
     assert float(figures["process_resident_memory_bytes"]) > 1e7
 
 
-def test_health_follows_the_model_s_thread(segmenter: Segmenter) -> None:
-    started = client_of(segmenter)
-    with started:
-        assert started.get("/healthz").status_code == started.get("/readyz").status_code == 200
-    assert "has ended" in refusal(started.get("/healthz"), 503)
-
-
-def test_openapi_describes_it_with_examples(client: TestClient) -> None:
+def test_openapi_describes_it_with_examples_that_work(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     form = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["required"] == ["image"]

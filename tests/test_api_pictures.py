@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,13 +12,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from dpseg.serving.pictures import open_mask
-from support.api_client import COLOURS, PICTURES, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
+from support.pictures import encoded, halves
+from support.served import COLOURS, PICTURES, colours, post, refusal
 
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with client_of(tiny_segmenter(tmp_path_factory.mktemp("cache"))) as started:
-        yield started
+pytest_plugins = "support.served"
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from dpseg.batch import manifest
 from dpseg.cli import run
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from support.batch_photos import broken_of, rows_of, write_model, write_photos
+from support.batch_photos import broken_of, rows_of, run_until_killed, write_model, write_photos
+from support.forked import killed
 
 
 @pytest.fixture(scope="module")
@@ -150,29 +152,55 @@ def test_broken_pictures_are_listed_and_can_be_retried(
     assert Path("out/parts/part-00000001.parquet").read_bytes() == kept
 
 
-def test_a_kill_loses_nothing_and_repeats_nothing(made: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    write_photos(Path("photos"), 120, (320, 240))
-    out = Path("out")
-    arguments = command(made, "photos", "--out", "out", "--block", "2", "--format", "parquet,png")
+def killed_in_the_middle(arguments: list[str]) -> None:
+    """Runs the command in a fork that kills itself after three parts, a block's label maps being written."""
+    assert killed(run_until_killed, arguments, 3)
+
+
+def killed_at_any_time(arguments: list[str]) -> None:
+    """Runs the command in a process that is killed when there are three parts, whatever it does at that time."""
     process = subprocess.Popen([sys.executable, "-m", "dpseg", *arguments], stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while len(list(out.glob("parts/part-*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(part_times()) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("parts/part-*.parquet")}
-    assert 3 <= len(before) < 60
-    assert len(rows_of(out)) == 2 * len(before)  # each is whole
+
+
+def part_times() -> dict[str, int]:
+    """When each part was written, by name."""
+    return {path.name: path.stat().st_mtime_ns for path in Path("out").glob("parts/part-*.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("kill", "count", "size"),
+    [(killed_in_the_middle, 12, (48, 32)), pytest.param(killed_at_any_time, 120, (320, 240), marks=pytest.mark.slow)],
+)
+def test_a_kill_loses_nothing_and_repeats_nothing(
+    made: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+    kill: Callable[[list[str]], None],
+    count: int,
+    size: tuple[int, int],
+) -> None:
+    write_photos(Path("photos"), count, size)
+    arguments = command(made, "photos", "--out", "out", "--block", "2", "--format", "parquet,png")
+    kill(arguments)
+    before = part_times()
+    assert 3 <= len(before) < count / 2
+    assert len(rows_of(Path("out"))) == 2 * len(before)  # each is whole
     assert run(arguments) == 0
-    after = {path.name: path.stat().st_mtime_ns for path in out.glob("parts/part-*.parquet")}
-    assert len(after) == 60
+    after = part_times()
+    assert len(after) == count / 2
     assert {name: after[name] for name in before} == before
-    assert Counter(row["key"] for row in rows_of(out)) == Counter(path.name for path in Path("photos").iterdir())
-    assert len(list(out.glob("labels/*.png"))) == 120
+    assert Counter(row["key"] for row in rows_of(Path("out"))) == Counter(
+        path.name for path in Path("photos").iterdir()
+    )
+    assert len(list(Path("out").glob("labels/*.png"))) == count
     capsys.readouterr()
     assert run(arguments) == 0
     assert "nothing was left to do" in capsys.readouterr().out
-    assert {path.name: path.stat().st_mtime_ns for path in out.glob("parts/part-*.parquet")} == after
+    assert part_times() == after
 
 
 def test_another_run_in_the_same_folder_is_refused(

@@ -54,6 +54,7 @@ def test_no_ray_answers() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_two_workers_of_an_existing_ray_write_the_same_rows(made: tuple[str, str], cluster: str) -> None:
     write_photos(Path("photos"), 9)
     Path("photos/004.png").write_text("no picture")
@@ -87,6 +88,7 @@ def die_once() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_workers_block_is_done_again_once(made: tuple[str, str], cluster: str, tmp_path: Path) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
@@ -107,6 +109,7 @@ def test_a_killed_workers_block_is_done_again_once(made: tuple[str, str], cluste
     assert [row["key"] for row in rows_of(Path("out"))] == [f"{number:03d}.png" for number in range(12)]
 
 
+@pytest.mark.slow
 def test_what_a_worker_meets_is_told(made: tuple[str, str], cluster: str, tmp_path: Path) -> None:
     write_photos(Path("photos"), 1)
     job = Job(str(tmp_path / "out"), PromptSet.load(made[1]), str(tmp_path / "nowhere"), device="cpu")

@@ -129,6 +129,7 @@ def test_options_count_and_ctrl_c_ends_it_too(model: str, tmp_path: Path) -> Non
     assert kept.is_dir()
 
 
+@pytest.mark.slow
 def test_an_open_page_does_not_hold_up_a_stop(model: str) -> None:
     with started(model, api=False) as (process, port):
         assert ask(port)[0] == 200

@@ -50,3 +50,23 @@ def broken_of(out: Path) -> dict[str, str]:
     """Returns the broken pictures and the reasons."""
     lines = (json.loads(line) for line in (out / "broken.jsonl").read_text("utf-8").splitlines())
     return {line["key"]: line["error"] for line in lines}
+
+
+def run_until_killed(arguments: list[str], parts: int) -> None:
+    """Runs `dpseg batch` in this process, which SIGKILL ends in the middle of writing the part after so many."""
+    from dpseg.batch.store import Store
+    from dpseg.cli import run
+    from support.forked import kill_me
+
+    write, written = Store.write, 0
+
+    def write_or_die(self: Store, name: str, data: bytes) -> None:
+        nonlocal written
+        if name.startswith("parts/"):
+            if written == parts:
+                kill_me()
+            written += 1
+        write(self, name, data)
+
+    Store.write = write_or_die  # type: ignore[method-assign]
+    run(arguments)
