@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 
 from dpseg.segmenter import Segmenter
 from support.pictures import encoded
-from support.served import COLOURS, PHOTO, PICTURES, WORDS, client_of, colours, post, refusal
+from support.served import COLOURS, PHOTO, PICTURES, WORDS, client_of, post, refusal, send_colours
 
 pytest_plugins = "support.served"
 
@@ -29,7 +29,7 @@ def labels_of(response: Any) -> np.ndarray:
 
 
 def test_the_answer_is_what_the_segmenter_says(client: TestClient, segmenter: Segmenter) -> None:
-    response = colours(client)
+    response = send_colours(client)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     answer = response.json()
     pictures = {name.partition(".")[0]: Image.open(io.BytesIO(data)) for name, data in PICTURES.items()}
@@ -43,7 +43,7 @@ def test_the_answer_is_what_the_segmenter_says(client: TestClient, segmenter: Se
         assert found["pixels"] == (expected.labels == found["index"]).sum()
         assert found["prompts"] == ["reference"]
     assert "source" not in answer
-    picture = Image.open(io.BytesIO(colours(client, format="png").content))
+    picture = Image.open(io.BytesIO(send_colours(client, format="png").content))
     assert picture.mode == "P"
     assert np.array_equal(np.asarray(picture), expected.labels)
     palette = picture.getpalette()
@@ -55,9 +55,9 @@ def test_words_and_pictures_go_together_and_options_reach_the_model(client: Test
     answer = post(client, prompts, files={"red.png": PICTURES["red.png"]}).json()
     assert answer["names"] == ["red", "blue"]
     assert ["text", "reference"] in [found["prompts"] for found in answer["classes"]]
-    nothing = colours(client, background="1").json()
+    nothing = send_colours(client, background="1").json()
     assert (nothing["none"], nothing["classes"]) == (1, [])
-    crops = colours(client, refine="true").json()
+    crops = send_colours(client, refine="true").json()
     assert {kind for found in crops["classes"] for kind in found["prompts"]} == {"crop"}
 
 
@@ -90,7 +90,7 @@ def test_a_mask_or_a_box_says_where_the_thing_is(client: TestClient, name: str) 
 def test_the_caller_chooses_the_format(
     client: TestClient, accept: str, fields: dict[str, str], kind: str | None
 ) -> None:
-    response = colours(client, headers={"accept": accept}, **fields)
+    response = send_colours(client, headers={"accept": accept}, **fields)
     if kind is None:
         assert accept in refusal(response, 406)
     else:
@@ -104,10 +104,10 @@ def test_prompts_are_kept_under_an_id_of_what_was_sent(client: TestClient) -> No
     assert (answer["names"], answer["sources"]) == (["red", "blue"], [["reference"], ["reference"]])
     assert post(client, COLOURS, None, PICTURES, path="/v1/prompts").json() == answer
     assert client.get(f"/v1/prompts/{answer['id']}").json() == answer
-    assert post(client, prompts_id=answer["id"]).json() == colours(client).json()
+    assert post(client, prompts_id=answer["id"]).json() == send_colours(client).json()
     assert post(client, WORDS, None, path="/v1/prompts").json()["id"] != answer["id"]
     swapped = {"red.png": PICTURES["blue.png"], "blue.png": PICTURES["red.png"]}
-    assert np.array_equal(labels_of(post(client, COLOURS, files=swapped)), 1 - labels_of(colours(client)))
+    assert np.array_equal(labels_of(post(client, COLOURS, files=swapped)), 1 - labels_of(send_colours(client)))
 
 
 def test_a_folder_keeps_prompts_over_a_restart_and_ids_are_no_paths(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -124,18 +124,18 @@ def test_a_folder_keeps_prompts_over_a_restart_and_ids_are_no_paths(segmenter: S
         assert set(folder.iterdir()) == before
     with client_of(segmenter, prompts_dir=folder) as again:
         assert again.get("/v1/prompts/pets").json()["names"] == ["cat", "dog"]
-        assert np.array_equal(labels_of(post(again, prompts_id=kept)), labels_of(colours(again)))
+        assert np.array_equal(labels_of(post(again, prompts_id=kept)), labels_of(send_colours(again)))
 
 
 def test_a_token_is_asked_for(segmenter: Segmenter) -> None:
     with client_of(segmenter, token="let-me-in") as started:
         for headers in ({}, {"authorization": "Bearer let-me"}, {"authorization": "Basic let-me-in"}):
-            response = colours(started, headers=headers)
+            response = send_colours(started, headers=headers)
             assert "Authorization: Bearer" in refusal(response, 401)
             assert response.headers["www-authenticate"] == "Bearer"
             assert started.get("/metrics", headers=headers).status_code == 401
             assert started.get("/v1/prompts/x", headers=headers).status_code == 401
-        assert colours(started, headers={"authorization": "Bearer let-me-in"}).status_code == 200
+        assert send_colours(started, headers={"authorization": "Bearer let-me-in"}).status_code == 200
         assert started.get("/healthz").json() == {"status": "ok"}
         assert "let-me-in" not in repr(started.app.state.service.settings)  # type: ignore[attr-defined]
 
@@ -144,7 +144,7 @@ def test_metrics_count_what_was_done_and_health_follows_the_model_s_threads(segm
     with client_of(segmenter) as started:
         assert started.get("/healthz").status_code == started.get("/readyz").status_code == 200
         for _ in range(3):
-            assert colours(started).status_code == 200
+            assert send_colours(started).status_code == 200
         assert post(started).status_code == 422
         started.get("/nowhere")
         figures = dict(line.rsplit(" ", 1) for line in started.get("/metrics").text.splitlines() if line[0] != "#")

@@ -6,7 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,9 @@ from dpseg.segmenter import Segmenter
 from dpseg.serving.batching import ModelThreads, PhotoTask
 from dpseg.serving.door import Door
 from dpseg.serving.problems import RequestError
-from dpseg.serving.settings import ServeSettings
-from support.api_client import CONFIG, PHOTO, client_of, colours, encoded, halves, post, refusal, tiny_segmenter
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return tiny_segmenter(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def prompts(segmenter: Segmenter) -> PromptSet:
-    return segmenter.prompts(
-        references={"red": Image.new("RGB", (32, 32), "red"), "blue": Image.new("RGB", (32, 32), "blue")}
-    )
+from support.pictures import encoded, halves
+from support.served import PHOTO, client_of, post, refusal, send_colours
+from support.tiny import tiny_config
 
 
 @pytest.fixture
@@ -42,9 +32,12 @@ def batches(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     """Shapes of what the encoder was given."""
     shapes: list[tuple[int, ...]] = []
     original = segmenter.model.encode
-    monkeypatch.setattr(
-        segmenter.model, "encode", lambda images: (shapes.append(tuple(images.shape)), original(images))[1]
-    )
+
+    def encode(images: torch.Tensor) -> Any:
+        shapes.append(tuple(images.shape))
+        return original(images)
+
+    monkeypatch.setattr(segmenter.model, "encode", encode)
     return shapes
 
 
@@ -65,65 +58,71 @@ class Held:
         self._gate.set()
 
 
+@contextmanager
+def running(threads: ModelThreads) -> Iterator[ModelThreads]:
+    threads.start()
+    try:
+        yield threads
+    finally:
+        threads.stop()
+    assert not threads.alive
+
+
 @pytest.fixture
 def thread(segmenter: Segmenter) -> Iterator[ModelThreads]:
-    started = ModelThreads(segmenter, batch_size=3, workers=1)
-    started.start()
-    yield started
-    started.stop()
-    assert not started.alive
+    """One thread, which takes three photos at a time."""
+    with running(ModelThreads(segmenter, batch_size=3, workers=1)) as started:
+        yield started
 
 
-def task(image: Image.Image, prompts: PromptSet, key: str = "colours", background: float | None = None) -> PhotoTask:
-    return PhotoTask(load_photo(image, CONFIG, 32), prompts, key, False, background)
+def task(prompts: PromptSet, image: Image.Image | None = None, key: str = "", background: float | None = None) -> Any:
+    photo = load_photo(halves() if image is None else image, tiny_config(), 32)
+    return PhotoTask(photo, prompts, key, False, background)
 
 
 def test_photos_that_are_alike_go_together(
-    thread: ModelThreads, prompts: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
+    thread: ModelThreads, colours: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
 ) -> None:
     held = Held(thread)
     photos = [halves(), halves(64, 64), halves(128, 64), halves(256, 128), halves(128, 64), halves(64, 64)]
-    futures = [thread.segment(task(photo, prompts)) for photo in photos]
+    futures = [thread.segment(task(colours, photo)) for photo in photos]
     held.release()
     results = [future.result(30) for future in futures]
     assert batches == [(3, 3, 64, 128), (2, 3, 64, 64), (1, 3, 64, 128)]
     for photo, result in zip(photos, results, strict=True):
         assert result.labels.shape == (photo.height, photo.width)
-        assert np.array_equal(result.labels, segmenter(photo, prompts=prompts).labels)
+        assert np.array_equal(result.labels, segmenter(photo, prompts=colours).labels)
 
 
-def test_other_prompts_and_options_go_apart(
-    thread: ModelThreads, prompts: PromptSet, batches: list[tuple[int, ...]]
+def test_other_prompts_and_options_go_apart_and_what_is_cancelled_is_not_computed(
+    thread: ModelThreads, colours: PromptSet, batches: list[tuple[int, ...]]
 ) -> None:
     held = Held(thread)
-    futures = [
-        thread.segment(task(halves(), prompts)),
-        thread.segment(task(halves(), prompts.select(["blue", "red"]), key="other")),
-        thread.segment(task(halves(), prompts, background=1.0)),
-        thread.segment(task(halves(), prompts)),
-    ]
+    other = task(colours.select(["blue", "red"]), key="other")
+    tasks = (task(colours), other, task(colours, background=1.0), task(colours), task(colours))
+    *kept, dropped = [thread.segment(one) for one in tasks]
+    assert dropped.cancel()
     held.release()
-    first, other, none, last = (future.result(30).labels for future in futures)
+    first, swapped, none, last = (future.result(30).labels for future in kept)
     assert [shape[0] for shape in batches] == [2, 1, 1]
     assert np.array_equal(first, last)
-    assert np.array_equal(other, 1 - first)
+    assert np.array_equal(swapped, 1 - first)
     assert (none == -1).all()
 
 
-def test_a_cpu_takes_one_photo_at_a_time(segmenter: Segmenter) -> None:
-    assert ModelThreads(segmenter, workers=1).batch_size == 1
-
-
-def test_a_cpu_works_on_a_photo_a_core(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_takes_a_photo_at_a_time_and_works_on_one_a_core(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ModelThreads(segmenter).batch_size == 1
     for cores, workers in ((1, 1), (2, 2), (16, 4)):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
         assert ModelThreads(segmenter).workers == workers
 
 
 def test_photos_at_work_share_the_cores(
-    segmenter: Segmenter, prompts: PromptSet, monkeypatch: pytest.MonkeyPatch
+    segmenter: Segmenter, colours: PromptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = segmenter(halves(), prompts=prompts).labels
+    expected = segmenter(halves(), prompts=colours).labels
     before, seen = torch.get_num_threads(), list[int]()
     together, original = threading.Barrier(2), segmenter.model.encode
 
@@ -135,78 +134,62 @@ def test_photos_at_work_share_the_cores(
     monkeypatch.setattr(segmenter.model, "encode", encode)
     threads = ModelThreads(segmenter, workers=2)
     threads.cores = 4
-    futures = [threads.segment(task(halves(), prompts)) for _ in range(2)]
+    futures = [threads.segment(task(colours)) for _ in range(2)]
     try:
-        threads.start()
-        assert all(np.array_equal(future.result(30).labels, expected) for future in futures)
-        assert seen == [2, 2]
-        together = threading.Barrier(1)
-        assert np.array_equal(threads.segment(task(halves(), prompts)).result(30).labels, expected)
-        assert seen == [2, 2, 4]
-        assert torch.get_num_threads() == before, "of those threads alone"
+        with running(threads):
+            assert all(np.array_equal(future.result(30).labels, expected) for future in futures)
+            assert seen == [2, 2]
+            together = threading.Barrier(1)
+            assert np.array_equal(threads.segment(task(colours)).result(30).labels, expected)
+            assert seen == [2, 2, 4]
+            assert torch.get_num_threads() == before, "of those threads alone"
     finally:
-        threads.stop()
         torch.set_num_threads(before)  # new threads take the number that any thread chose last
 
 
-def test_classes_are_encoded_one_at_a_time_beside_photos(segmenter: Segmenter, prompts: PromptSet) -> None:
-    threads = ModelThreads(segmenter, workers=2)
-    threads.start()
-    try:
+def test_classes_are_encoded_one_at_a_time_beside_photos(segmenter: Segmenter, colours: PromptSet) -> None:
+    with running(ModelThreads(segmenter, workers=2)) as threads:
         held = Held(threads)
-        second = threads.encode(lambda: prompts)
-        assert threads.segment(task(halves(), prompts)).result(30).names == ("red", "blue")
+        second = threads.encode(lambda: colours)
+        assert threads.segment(task(colours)).result(30).names == ("red", "blue")
         assert not second.done()
         held.release()
-        assert second.result(30) is prompts
-    finally:
-        threads.stop()
+        assert second.result(30) is colours
 
 
-def test_what_is_cancelled_is_not_computed(
-    thread: ModelThreads, prompts: PromptSet, batches: list[tuple[int, ...]]
-) -> None:
-    held = Held(thread)
-    dropped, kept = (thread.segment(task(halves(), prompts)) for _ in range(2))
-    assert dropped.cancel()
-    held.release()
-    kept.result(30)
-    assert [shape[0] for shape in batches] == [1]
-
-
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (PromptError("mine"), PromptError, "mine"),
+        (torch.OutOfMemoryError("CUDA"), RequestError, "no memory"),
+        (ZeroDivisionError("secret"), RuntimeError, "^the model failed$"),
+        (SystemExit(), RuntimeError, "^the model failed$"),
+    ],
+)
 def test_an_error_is_its_batch_s_alone(
-    thread: ModelThreads, prompts: PromptSet, caplog: pytest.LogCaptureFixture
+    thread: ModelThreads, colours: PromptSet, caplog: pytest.LogCaptureFixture, error: Any, kind: Any, text: str
 ) -> None:
-    def fails(error: BaseException) -> Future[PromptSet]:
-        def build() -> PromptSet:
-            raise error
+    def build() -> PromptSet:
+        raise error
 
-        return thread.encode(build)
-
-    with pytest.raises(PromptError, match="mine"):
-        fails(PromptError("mine")).result(30)
-    assert not caplog.records
-    with pytest.raises(RequestError, match="no memory") as full:
-        fails(torch.OutOfMemoryError("CUDA")).result(30)
-    assert full.value.status == 503
-    with pytest.raises(RuntimeError, match="the model failed"):
-        fails(ZeroDivisionError("secret")).result(30)
-    with pytest.raises(RuntimeError, match="the model failed"):
-        fails(SystemExit()).result(30)
-    assert thread.segment(task(halves(), prompts)).result(30).names == ("red", "blue")
+    with pytest.raises(kind, match=text) as caught:
+        thread.encode(build).result(30)
+    assert kind is not RequestError or caught.value.status == 503
+    assert bool(caplog.records) == (kind is not PromptError)  # the caller's own mistakes are no news
+    assert thread.segment(task(colours)).result(30).names == ("red", "blue")
 
 
-def test_a_stop_finishes_what_was_taken(segmenter: Segmenter, prompts: PromptSet) -> None:
+def test_a_stop_finishes_what_was_taken(segmenter: Segmenter, colours: PromptSet) -> None:
     thread = ModelThreads(segmenter, workers=1)
     thread.start()
     held = Held(thread)
-    futures = [thread.segment(task(halves(), prompts)) for _ in range(4)]
+    futures = [thread.segment(task(colours)) for _ in range(4)]
     stopping = threading.Thread(target=thread.stop)
     stopping.start()
     while not thread._stopping:
         time.sleep(0.01)
     with pytest.raises(RequestError, match="being stopped"):
-        thread.segment(task(halves(), prompts))
+        thread.segment(task(colours))
     held.release()
     stopping.join(30)
     assert not thread.alive
@@ -229,31 +212,31 @@ def test_the_door_says_when_to_come_again() -> None:
     assert door.seconds == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("settings", "status"), [(ServeSettings(queue=2), 503), (ServeSettings(per_client=2), 429)])
-def test_too_many_requests_are_refused(segmenter: Segmenter, settings: ServeSettings, status: int) -> None:
-    with client_of(segmenter, settings) as client, ThreadPoolExecutor() as pool:
+@pytest.mark.parametrize(("limit", "status"), [("queue", 503), ("per_client", 429)])
+def test_too_many_requests_are_refused(segmenter: Segmenter, limit: str, status: int) -> None:
+    with client_of(segmenter, **{limit: 2}) as client, ThreadPoolExecutor() as pool:
         service = client.app.state.service  # type: ignore[attr-defined]
         held = Held(service.threads)
-        waiting = [pool.submit(colours, client) for _ in range(2)]
+        waiting = [pool.submit(send_colours, client) for _ in range(2)]
         while service.door.count < 2:
             assert not any(future.done() for future in waiting)
             time.sleep(0.01)
-        response = colours(client)
+        response = send_colours(client)
         assert int(response.headers["retry-after"]) >= 1
         assert "the limit" in refusal(response, status)
         assert client.get("/readyz").status_code == (503 if status == 503 else 200)
         assert client.get("/healthz").status_code == 200
         held.release()
         assert [future.result(30).status_code for future in waiting] == [200, 200]
-        assert colours(client).status_code == 200
+        assert send_colours(client).status_code == 200
 
 
 def test_requests_at_once_share_prompts(segmenter: Segmenter, batches: list[tuple[int, ...]]) -> None:
-    with client_of(segmenter, ServeSettings(batch_size=2)) as client, ThreadPoolExecutor(8) as pool:
+    with client_of(segmenter, batch_size=2) as client, ThreadPoolExecutor(8) as pool:
         service = client.app.state.service  # type: ignore[attr-defined]
         held = Held(service.threads)
         wide = encoded(halves(256, 64))
-        futures = [pool.submit(colours, client, wide if number % 2 else PHOTO) for number in range(8)]
+        futures = [pool.submit(send_colours, client, wide if number % 2 else PHOTO) for number in range(8)]
         while service.door.count < 8:
             time.sleep(0.01)
         held.release()
@@ -281,12 +264,10 @@ def test_who_has_hung_up_takes_no_turn(segmenter: Segmenter, batches: list[tuple
 
 async def _hang_up(app: Any, kept: str) -> None:
     """Sends a whole request, waits until it is in work, and closes the connection."""
-    parts = [("prompts_id", "", kept.encode()), ("image", '; filename="a"', PHOTO)]
-    body = b"".join(
-        f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + data + b"\r\n"
-        for name, more, data in parts
-    )
-    messages = iter([{"type": "http.request", "body": body + b"--b--\r\n", "more_body": False}])
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    photo = part.replace(b'"%s"', b'"%s"; filename="a"') % (b"image", PHOTO)
+    body = part % (b"prompts_id", kept.encode()) + photo + b"--b--\r\n"
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> Any:
         message = next(messages, None)

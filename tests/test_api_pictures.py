@@ -13,7 +13,7 @@ from PIL import Image
 
 from dpseg.serving.pictures import open_mask
 from support.pictures import encoded, halves
-from support.served import COLOURS, PICTURES, colours, post, refusal
+from support.served import COLOURS, PICTURES, post, refusal, send_colours
 
 pytest_plugins = "support.served"
 
@@ -86,7 +86,7 @@ ODD = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_pictures_are_refused(client: TestClient, name: str) -> None:
     data, status = BROKEN[name]
-    sentence = refusal(colours(client, data), status)
+    sentence = refusal(send_colours(client, data), status)
     assert sentence.startswith("image: ")
     assert "/" not in sentence  # no path
     assert "BytesIO" not in sentence
@@ -99,10 +99,10 @@ def test_broken_pictures_are_refused(client: TestClient, name: str) -> None:
 @pytest.mark.parametrize("name", ODD)
 def test_odd_pictures_are_taken(client: TestClient, name: str) -> None:
     data, size = ODD[name]
-    answer = colours(client, data)
+    answer = send_colours(client, data)
     assert answer.status_code == 200, answer.text
     assert (answer.json()["width"], answer.json()["height"]) == size
-    picture = Image.open(io.BytesIO(colours(client, data, format="png").content))
+    picture = Image.open(io.BytesIO(send_colours(client, data, format="png").content))
     assert picture.size == size
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from dpseg.segmenter import Segmenter
 from dpseg.serving.problems import OUR_FAULT
 from support.pictures import BLUE, encoded, halves, noisy
-from support.served import COLOURS, PHOTO, PICTURES, WORDS, client_of, colours, post, refusal
+from support.served import COLOURS, PHOTO, PICTURES, WORDS, client_of, post, refusal, send_colours
 
 pytest_plugins = "support.served"
 
@@ -177,8 +177,8 @@ def test_our_mistakes_say_nothing_of_the_server(
 
     with monkeypatch.context() as patch:
         patch.setattr(segmenter, "decode", fail)
-        assert refusal(colours(client), 500) == OUR_FAULT
-    assert colours(client).status_code == 200
+        assert refusal(send_colours(client), 500) == OUR_FAULT
+    assert send_colours(client).status_code == 200
     assert "there is no /nowhere" in refusal(client.get("/nowhere"), 404)
     assert "does not take GET" in refusal(client.get("/v1/segment"), 405)
     with client_of(segmenter, prompts_dir=tmp_path / "kept") as started:

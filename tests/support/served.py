@@ -53,7 +53,7 @@ def post(
     return client.post(path, files=parts, headers=dict(headers or {}))
 
 
-def colours(client: TestClient, image: bytes = PHOTO, **fields: Any) -> Any:
+def send_colours(client: TestClient, image: bytes = PHOTO, **fields: Any) -> Any:
     """Posts a photo with a red and a blue reference."""
     return post(client, COLOURS, image, PICTURES, **fields)
 
