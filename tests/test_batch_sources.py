@@ -9,17 +9,20 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from dpseg.batch.manifest import PARTS, cut, finished_blocks, part_name
 from dpseg.batch.pictures import open_item
 from dpseg.batch.sources import Item, list_items
+from dpseg.batch.store import Store
 from dpseg.errors import ConfigError, ImageError
+from support.pictures import encoded
 
 
 def picture(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (8, 6), value).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("L", (8, 6), value))
 
 
 @pytest.fixture
@@ -94,6 +97,45 @@ def test_addresses_of_fsspec(folder: Path) -> None:
 
 def test_results_are_not_taken_for_pictures(folder: Path) -> None:
     assert [item.key for item in list_items([str(folder)], without=str(folder / "sub"))] == ["a.jpg", "b.png"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["..", ".", "", "a", "B c", "é"]), max_size=5), min_size=1),
+    st.sampled_from("/\\"),
+)
+def test_keys_stay_below_the_folder_of_the_results(folders: list[list[str]], slash: str) -> None:
+    lines = [slash.join([*parts, f"{number}.png"]) for number, parts in enumerate(folders)]
+    expected = []
+    for number, parts in enumerate(folders):
+        inside: list[str] = []
+        for part in parts:
+            if part == "..":
+                inside = inside[:-1]  # not above the top
+            elif part not in ("", "."):
+                inside.append(part)
+        expected.append("/".join([*inside, f"{number}.png"]))
+    fsspec.filesystem("memory").pipe_file("/lists/some.txt", "\n".join(lines).encode())
+    assert keys("memory://lists/some.txt") == sorted(expected)
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_blocks_are_all_pictures_in_order_and_as_large_as_they_can_be(count: int, size: int) -> None:
+    items = [Item(str(number), "") for number in range(count)]
+    blocks = cut(items, size)
+    assert [item for block in blocks for item in block] == items
+    assert all(len(block) == size for block in blocks[:-1])
+    assert all(0 < len(block) <= size for block in blocks)
+
+
+@given(st.sets(st.integers(0, 10**8 - 1), max_size=5))
+def test_a_finished_block_is_known_by_the_name_of_its_part(numbers: set[int]) -> None:
+    store = Store("memory://finished")
+    for name in [*(part_name(number) for number in numbers), f"{PARTS}/.part-00000001.parquet.tmp", f"{PARTS}/a.txt"]:
+        store.write(name, b"")
+    try:
+        assert finished_blocks(store) == numbers
+    finally:
+        fsspec.filesystem("memory").rm("/finished", recursive=True)
 
 
 def test_what_is_wrong_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of batches share: a tiny model, its prompts, and coloured photos."""
+"""What the tests of batches share; pytest_plugins = "support.batch_photos" brings `options`."""
 
 from __future__ import annotations
 
@@ -6,44 +6,36 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-import torch
-from PIL import Image
+import pytest
 
-from dpseg.config import ModelConfig
-from dpseg.model.dpseg import DPSeg
-from dpseg.segmenter import Segmenter
-
-CONFIG = ModelConfig(encoder="tiny", image_size=64, keep_aspect=True, templates=1, logit_scale=10.0, tune_encoder=False)
-COLOURS = {"red": (220, 30, 20), "blue": (20, 40, 220)}
+from dpseg.prompts.prompt_set import PromptSet
+from support.pictures import halves
 
 
-def write_model(folder: Path) -> tuple[str, str]:
-    """Writes a model and prompts for two colours; returns their paths."""
-    torch.manual_seed(0)
-    DPSeg(CONFIG).save_pretrained(folder / "tiny")
-    samples: dict[str, Any] = {name: [Image.new("RGB", (32, 32), colour)] for name, colour in COLOURS.items()}
-    prompts = Segmenter.from_pretrained(folder / "tiny").prompts(None, samples)
-    return str(folder / "tiny"), str(prompts.save(folder / "colours.safetensors"))
+@pytest.fixture(scope="module")
+def options(model: str, colours: PromptSet, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The tiny model and its prompts, as `dpseg batch` takes them."""
+    prompts = colours.save(tmp_path_factory.mktemp("prompts") / "colours.safetensors")
+    return ["--model", model, "--prompts", str(prompts)]
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int] = (96, 64)) -> list[Path]:
     """Writes photos that are red on the left and blue on the right, each parted at another place."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number in range(count):
-        values = np.full((size[1], size[0], 3), COLOURS["red"], dtype=np.uint8)
-        values[:, (number + 1) * size[0] // (count + 1) :] = COLOURS["blue"]
-        paths.append(folder / f"{number:03d}.png")
-        Image.fromarray(values).save(paths[-1])
+    paths = [folder / f"{number:03d}.png" for number in range(count)]
+    both = halves(2 * size[0], size[1])
+    for number, path in enumerate(paths, start=1):
+        left = size[0] - number * size[0] // (count + 1)
+        both.crop((left, 0, left + size[0], size[1])).save(path)
     return paths
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """Returns the rows of all parts, in the order of the parts."""
+    from pyarrow import parquet
+
     parts = sorted((out / "parts").glob("*.parquet"))
-    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+    return [row for part in parts for row in parquet.read_table(part).to_pylist()]
 
 
 def broken_of(out: Path) -> dict[str, str]:
