@@ -80,6 +80,7 @@ def task(prompts: PromptSet, image: Image.Image | None = None, key: str = "", ba
     return PhotoTask(photo, prompts, key, False, background)
 
 
+@pytest.mark.numeric
 def test_photos_that_are_alike_go_together(
     thread: ModelThreads, colours: PromptSet, segmenter: Segmenter, batches: list[tuple[int, ...]]
 ) -> None:

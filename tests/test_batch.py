@@ -44,6 +44,7 @@ def check(row: dict[str, Any], result: Segmentation) -> None:
     assert np.array_equal(labels, result.labels)
 
 
+@pytest.mark.numeric
 def test_masks_are_those_of_the_segmenter(
     options: list[str], segmenter: Segmenter, colours: PromptSet, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,7 +44,7 @@ def test_loads_the_next_while_the_present_one_is_worked_on() -> None:
 
     pairs = look_ahead(range(3), load, count=1)
     assert next(pairs) == (0, 0)
-    assert second.wait(timeout=5)
+    assert second.wait(timeout=60)
 
 
 def test_an_error_is_raised_at_its_item() -> None:
@@ -70,7 +70,7 @@ def test_an_early_end_stops_the_thread() -> None:
     next(pairs)
     assert running() == 1
     pairs.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while running() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert running() == 0

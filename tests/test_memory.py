@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpseg import memory
+from support.commands import python
+
+needs_glibc = pytest.mark.skipif(memory._glibc() is None, reason="the C library is not glibc")
 
 
 def resident() -> int:
@@ -18,10 +19,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+@needs_glibc
 def test_pieces_are_given_back() -> None:
-    if memory._glibc() is None:
-        pytest.skip("the C library is not glibc")
     memory.release_free_memory()
     before = resident()
     pieces = [np.ones(10_000) for _ in range(4_000)]  # 80 KB each: on the heap, and all touched
@@ -62,14 +61,10 @@ with tempfile.NamedTemporaryFile() as file:
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc is Linux's")
+@needs_glibc
 def test_threads_share_heaps() -> None:
-    if memory._glibc() is None:
-        pytest.skip("the C library is not glibc")
-
     def heaps(count: int) -> int:
-        command = [sys.executable, "-c", HEAPS_OF_THREADS, str(count)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return int(python(HEAPS_OF_THREADS, str(count)).stdout)
 
     assert heaps(0) > 3
     assert heaps(3) <= 3

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -23,27 +24,24 @@ from dpseg.errors import DPSegError, ImageError, PromptError
 from dpseg.segmenter import Segmenter
 from dpseg.serving.app import create_app
 from dpseg.serving.page import work
-from dpseg.serving.page.events import Events
 from dpseg.serving.page.kept import DOWNLOADS, KeptResult, PageReference, mask_file
-from dpseg.serving.page.layout import lay_out
 from dpseg.serving.page.mount import SizeLimit, mount_page
 from dpseg.serving.page.names import add_names, offered_vocabularies, read_names, shown_names, suggestions, write_names
 from dpseg.serving.page.view import SHOWN_SIDE, view_of
 from dpseg.serving.problems import OUR_FAULT
 from dpseg.serving.service import Service
 from dpseg.serving.settings import ServeSettings
-from support.api_client import BLUE, PHOTO, RED, encoded, halves, tiny_segmenter
+from support.pictures import BLUE, RED, halves, plain
+from support.served import PHOTO, PICTURES
+from support.serving import ask
+
+if TYPE_CHECKING:
+    from dpseg.serving.page.events import Events
+
+pytest_plugins = ("support.served", "support.serving")
 
 CALLER = SimpleNamespace(client=SimpleNamespace(host="10.0.0.1"))
-COLOURS = (
-    PageReference("red", encoded(Image.new("RGB", (32, 32), RED))),
-    PageReference("blue", encoded(Image.new("RGB", (32, 32), BLUE))),
-)
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    return tiny_segmenter(tmp_path_factory.mktemp("cache"))
+COLOURS = (PageReference("red", PICTURES["red.png"]), PageReference("blue", PICTURES["blue.png"]))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +54,11 @@ def service(segmenter: Segmenter) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def events(service: Service) -> Events:
+    import gradio as gr
+
+    from dpseg.serving.page.events import Events
+    from dpseg.serving.page.layout import lay_out
+
     with gr.Blocks(analytics_enabled=False):
         made = Events(lay_out(service.settings, False, 60, lambda: 0), service)
         made.connect()
@@ -83,6 +86,10 @@ def picture(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
+def uri(file: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
 def test_names_are_parted_by_lines_and_commas_and_joined_by_equals_signs() -> None:
     text = " cat, dog\n\ncouch =  sofa ,\r\nCAT;traffic  light, =, "
     assert read_names(text) == ["cat", "dog", "couch, sofa", "traffic light"]
@@ -99,7 +106,7 @@ def test_only_vocabularies_within_the_limit_are_offered_and_suggestions_are_name
 
 
 def test_a_view_holds_every_pixels_class_and_score(segmenter: Segmenter) -> None:
-    result = segmenter(halves(), ["red", "blue", "green"], {"red": [Image.new("RGB", (9, 9), RED)]})
+    result = segmenter(halves(), ["red", "blue", "green"], {"red": plain(RED, 9)})
     view = view_of(result)
     coded = np.asarray(picture(view["map"])).astype(int)
     names = [entry["name"] for entry in view["entries"]]
@@ -125,8 +132,7 @@ def test_a_run_finds_what_the_references_show_and_what_is_kept_is_the_whole_resu
     kind, text = told(events, update)
     assert (kind, text.startswith("Found ")) == ("done", True)
     kept = update[events.parts.kept]
-    plain = {"red": [Image.new("RGB", (32, 32), RED)], "blue": [Image.new("RGB", (32, 32), BLUE)]}
-    expected = segmenter(halves(), ["red", "blue"], plain, refine=False)
+    expected = segmenter(halves(), ["red", "blue"], {"red": plain(RED), "blue": plain(BLUE)}, refine=False)
     assert np.array_equal(kept.segmentation().labels, expected.labels)
     assert kept.segmentation().confidences == pytest.approx(expected.confidences, abs=1e-3)
     assert {entry["name"] for entry in update[events.showing.viewer]["entries"]} == set(expected.areas)
@@ -143,8 +149,7 @@ def test_a_correction_changes_the_result_and_becomes_a_reference(events: Events,
     kept: KeptResult = ran(events, photo)[events.parts.kept]
     mask = np.zeros((32, 64), dtype=bool)  # half the photo's size
     mask[:16, :10] = True
-    uri = "data:image/png;base64," + base64.b64encode(mask_file(mask)).decode()
-    marked = {"picture": "data:image/png;base64," + base64.b64encode(PHOTO).decode(), "mask": uri}
+    marked = {"picture": uri(PHOTO), "mask": uri(mask_file(mask))}
     update = asyncio.run(events.correct(marked, "blue", True, kept, COLOURS[:1]))
     fixed: KeptResult = update[events.parts.kept]
     before, after = kept.segmentation().labels, fixed.segmentation().labels
@@ -157,6 +162,10 @@ def test_a_correction_changes_the_result_and_becomes_a_reference(events: Events,
     assert len(update[events.asking.reference_list]) == 2
     full = asyncio.run(events.correct(marked, "blue", True, kept, COLOURS))
     assert told(events, full) == ("error", "2 reference pictures, the limit; remove one first.")
+    with pytest.raises(PromptError, match="'green' was not looked for"):
+        kept.corrected(mask, "green")
+    with pytest.raises(PromptError, match="nothing is marked; paint over the region"):
+        kept.corrected(~mask & mask, "blue")
 
 
 def test_words_and_pictures_are_compared(events: Events, service: Service, photo: str) -> None:
@@ -201,13 +210,15 @@ def test_a_reference_may_use_a_synonym_or_add_a_class(service: Service) -> None:
 def test_mistakes_are_sentences_on_the_page(
     events: Events, photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken.png"
+    broken, large = tmp_path / "broken.png", tmp_path / "large.png"
     broken.write_bytes(PHOTO[:40])
-    large = tmp_path / "large.png"
-    large.write_bytes(encoded(Image.new("L", (2000, 1000))))
-    cases = [("", "No photo yet"), (str(broken), "Image: not a picture"), (str(large), "2,000,000 pixels, the limit")]
-    for path, sentence in cases:
-        kind, text = told(events, ran(events, path))
+    Image.new("L", (2000, 1000)).save(large)
+    for path, sentence in (
+        ("", "No photo yet"),
+        (broken, "Image: not a picture"),
+        (large, "2,000,000 pixels, the limit"),
+    ):
+        kind, text = told(events, ran(events, str(path)))
         assert (kind, sentence in text, text.endswith(".")) == ("error", True, True)
     assert told(events, ran(events, photo, names=""))[0] == "done"  # the references name the classes
     for nothing in (asyncio.run(events.download("png", None)), asyncio.run(events.compare("prompts", None, CALLER))):
@@ -227,20 +238,14 @@ def test_what_is_no_marked_picture_is_refused(service: Service, value: object) -
 
 
 def test_a_marked_picture_needs_a_name(events: Events) -> None:
-    uri = "data:image/png;base64," + base64.b64encode(PHOTO).decode()
-    update = asyncio.run(events.add_reference({"picture": uri, "mask": None}, " ", ()))
-    assert told(events, update)[0] == "error"
-    update = asyncio.run(events.add_reference({"picture": uri, "mask": None}, "red", ()))
+    marked = {"picture": uri(PHOTO), "mask": None}
+    update = asyncio.run(events.add_reference(marked, " ", ()))
+    assert told(events, update) == ("error", "Say what the picture shows: choose or write a name below it.")
+    update = asyncio.run(events.add_reference(marked, "red", ()))
     (one,) = update[events.parts.references]
     assert (one.name, one.picture, one.mask) == ("red", PHOTO, None)
     left = asyncio.run(events.remove_reference((one,), SimpleNamespace(index=0)))
     assert left[events.parts.references] == ()
-
-
-def test_an_unknown_class_cannot_be_a_correction(events: Events, photo: str) -> None:
-    kept: KeptResult = ran(events, photo)[events.parts.kept]
-    with pytest.raises(PromptError, match="'green' was not looked for"):
-        kept.corrected(np.ones((8, 8), dtype=bool), "green")
 
 
 def test_names_are_suggested_from_the_photo(events: Events, photo: str) -> None:
@@ -281,3 +286,18 @@ def test_more_bytes_than_the_limit_are_not_read() -> None:
     assert client.post("/gradio_api/queue/join", content=b"x" * 10).text == "read"
     assert client.post("/gradio_api/queue/join", content=b"x" * 11).text == "not read"
     assert client.post("/v1/segment", content=b"x" * 11).text == "read"  # it has a limit of its own
+
+
+def test_an_open_page_does_not_hold_up_a_stop(serve: Callable[..., None]) -> None:
+    def visit(port: int, stop: Callable[[], None]) -> None:
+        assert ask(port)[0] == 200
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as page:
+            page.request("GET", "/")
+            assert b"dp-run" in page.getresponse().read()
+            page.request("GET", "/gradio_api/heartbeat/a")  # what a page in a browser keeps open
+            stream = page.getresponse()
+            assert stream.readline().startswith(b"data:")
+            stop()
+            assert b"" in [stream.readline() for _ in range(8)]  # the server ends it
+
+    serve(visit)

@@ -12,15 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from dpseg.commands.serve import listen
+from dpseg.segmenter import Segmenter
 from dpseg.serving.app import create_app
 from dpseg.serving.page.mount import mount_page
-from dpseg.serving.service import Service
 from dpseg.serving.settings import ServeSettings
-from support.api_client import PHOTO, PICTURES, tiny_segmenter
+from support.served import PHOTO, PICTURES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -41,18 +39,14 @@ SECONDS = 60_000  # milliseconds, as a busy machine may need
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    return mount_page(create_app(ServeSettings(), tiny_segmenter(tmp_path_factory.mktemp("cache"))))
-
-
-@pytest.fixture
-def service(app: FastAPI) -> Service:
-    found: Service = app.state.service
-    return found
+def app(segmenter: Segmenter) -> Any:
+    return mount_page(create_app(ServeSettings(), segmenter))
 
 
 @pytest.fixture(scope="module")
-def address(app: FastAPI) -> Iterator[str]:
+def address(app: Any) -> Iterator[str]:
+    import uvicorn
+
     with listen("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -69,6 +63,7 @@ def address(app: FastAPI) -> Iterator[str]:
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    assert CHROMIUM is not None, "CI installs a Chromium, but there is none"
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -110,6 +105,13 @@ def choose_by_keyboard(page: Any) -> Any:
     raise AssertionError("Enter never opens the file dialog")
 
 
+def choose(page: Any, names: str) -> None:
+    """Chooses the photo, and writes the names."""
+    page.set_input_files("#dp-photo input[type=file]", UPLOAD)
+    page.wait_for_selector("#dp-photo img")
+    page.fill("#dp-names textarea", names)
+
+
 def legend(page: Any) -> list[str]:
     names: list[str] = page.locator("#dp-viewer .dp-name").all_inner_texts()
     return names
@@ -131,9 +133,7 @@ def add_reference(page: Any, name: str) -> None:
 def test_a_photo_names_and_pictures_make_an_overlay_with_a_legend(opened: Any, tmp_path: Path) -> None:
     page = opened
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
-    page.set_input_files("#dp-photo input[type=file]", UPLOAD)
-    page.wait_for_selector("#dp-photo img")
-    page.fill("#dp-names textarea", "red, blue")
+    choose(page, "red, blue")
     page.click("text=Reference pictures")
     for name in ("red", "blue"):
         add_reference(page, name)
@@ -158,9 +158,7 @@ def test_a_photo_names_and_pictures_make_an_overlay_with_a_legend(opened: Any, t
 
 def test_a_correction_with_the_brush_and_a_comparison(opened: Any) -> None:
     page = opened
-    page.set_input_files("#dp-photo input[type=file]", UPLOAD)
-    page.wait_for_selector("#dp-photo img")
-    page.fill("#dp-names textarea", "red\nblue")
+    choose(page, "red\nblue")
     page.click("#dp-run")
     wait_for(page, "Found")
     before = page.evaluate(PIXELS)
@@ -237,13 +235,11 @@ def test_names_are_completed_and_taken_from_vocabularies(opened: Any) -> None:
     page.wait_for_function("document.querySelector('#dp-names textarea').value.split('\\n').length === 20")
 
 
-def test_while_it_works_the_page_says_so_and_for_how_long(opened: Any, service: Service) -> None:
+def test_while_it_works_the_page_says_so_and_for_how_long(opened: Any, app: Any) -> None:
     page = opened
-    page.set_input_files("#dp-photo input[type=file]", UPLOAD)
-    page.wait_for_selector("#dp-photo img")
-    page.fill("#dp-names textarea", "red, blue")
+    choose(page, "red, blue")
     held = threading.Event()
-    service.threads.encode(lambda: held.wait(30))
+    app.state.service.threads.encode(lambda: held.wait(30))
     page.click("#dp-run")
     wait_for(page, "Looking for these names")
     page.wait_for_function("parseInt(document.querySelector('#dp-status .dp-clock').textContent) >= 2")
