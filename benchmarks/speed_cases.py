@@ -43,7 +43,7 @@ class Sizes:
         usual: classes of a benchmark such as A-150.
         many: of one such as A-847.
         rejection: for the rows with early rejection.
-        runs: of which the median counts.
+        runs: of which the shortest counts.
         quick: small models on small photos, for a test of the benchmark itself.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,13 @@ def test_a_broken_bound_is_told_and_none_counts_seconds() -> None:
     assert set(speed.BOUNDS) < set(NAMED)
 
 
-def test_functions_take_turns_and_their_medians_count() -> None:
+def test_functions_take_turns_and_the_shortest_run_of_each_counts() -> None:
     order: list[str] = []
     found = speed.turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, ("a", "b", "a"))
     assert order == ["a", "b", "a"]
     assert found.keys() == {"a", "b"}
+    naps = iter([0.2, 0.0])
+    assert speed.turns({"a": lambda: time.sleep(next(naps))}, ("a", "a"))["a"] < 0.1
 
 
 @pytest.mark.slow
