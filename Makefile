@@ -3,8 +3,8 @@
 VENV := .venv
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 PIP_FLAGS ?=
-# Without a cache, which would hold PyTorch's gigabytes a second time.
-PIP_INSTALL = $(VENV)/bin/python -m pip install --no-cache-dir $(PIP_FLAGS) -c constraints.txt
+# No cache, which would hold PyTorch's gigabytes a second time; what is used is compiled on its first use.
+PIP_INSTALL = $(VENV)/bin/python -m pip install --no-cache-dir --no-compile $(PIP_FLAGS) -c constraints.txt
 
 DEMO_OUT := out/demo
 PORT ?= 7860
