@@ -42,7 +42,7 @@ test: $(VENV)/.dev ## Run the tests, under five minutes on two cores; leaves out
 test-slow: $(VENV)/.dev ## Run what `make test` leaves out: full-size networks, kills and processes at full length, a real browser.
 	$(PYTEST) -n 2 -m slow --junitxml=out/junit-slow.xml
 
-test-processors: $(VENV)/.dev ## Run the numeric tests again as processors without AVX512, and without AVX2, would.
+test-processors: $(VENV)/.dev ## Run the numeric tests again without AVX512, and without the AVX2 code of PyTorch too.
 	ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 	    $(PYTEST) -n $(WORKERS) -m "numeric and not slow" --junitxml=out/junit-avx2.xml
 	ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=default \

@@ -1,9 +1,8 @@
 """Peak memory of segmenting one photo, in a process of its own; `speed.py` starts it.
 
-    python benchmarks/speed_memory.py base 847 [--max-classes 48 --keep-top 8] [--keep-all] [--quick]
+    python benchmarks/speed_memory.py base 847 [--max-classes 48 --keep-top 8] [--quick]
 
-prints JSON: GB (10^9 bytes) at the process's peak, of the prompts alone, and the seconds of one photo. With --keep-all
-nothing is computed twice, however much memory that takes: what the bound on memory costs in time.
+prints JSON: GB (10^9 bytes) at the process's peak, of the prompts alone, and the seconds of one photo.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any, get_args
 import torch
 from speed_cases import Case, ModelName, prompt_bytes
 
-from dpseg.model import block_decoder
 from dpseg.rejection import Rejection, rejection_of
 
 
@@ -67,7 +65,14 @@ def available_gb() -> float:
     """Returns how much memory is free, in GB (10^9 bytes); infinite where the system does not tell."""
     status = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return 1024 * int(found[1]) / 1e9 if found else float("inf")
+    limits = [1024 * int(found[1])] if found else []
+    for limit in (
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ):  # containers'
+        if limit.is_file() and limit.read_text().strip().isdigit():
+            limits.append(int(limit.read_text()))
+    return min(limits, default=float("inf")) / 1e9
 
 
 def fresh_probe(name: ModelName, count: int, rejection: Rejection | None, quick: bool = False) -> dict[str, Any]:
@@ -90,12 +95,9 @@ def main() -> None:
     parser.add_argument("classes", type=int)
     parser.add_argument("--max-classes", help="a number, or all; left out: as the model comes")
     parser.add_argument("--keep-top", type=int)
-    parser.add_argument("--keep-all", action="store_true")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     rejection = rejection_of(asked.max_classes, asked.keep_top)
-    if asked.keep_all:
-        block_decoder.KEPT_BYTES = block_decoder.KEPT_CLASSES = sys.maxsize
     print(json.dumps(probe(asked.model, asked.classes, rejection, asked.quick)))
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
+import decoder_work
 import pytest
 import torch
 from torch.nn import functional as F
-
-from support.commands import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-import decoder_work
 
 KEPT = json.loads(decoder_work.FILE.read_text())
 

@@ -40,7 +40,6 @@ from support.pictures import CAT, COFFEE, EXAMPLES
 
 pytestmark = [
     pytest.mark.skipif(not (find_spec("onnxscript") and find_spec("onnxruntime")), reason="extras are missing"),
-    pytest.mark.xdist_group("export"),  # so that two workers do not make the same exports
 ]
 PHOTOS = sorted(EXAMPLES.glob("*.jpg"))
 ABOUT = About(1, "0", "tiny", "print", 64, True, None, 32, 1, 1, (0.667, 1.5), 0.5, False)

@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import few_shot
 import numpy as np
 import pytest
+import robustness
 import torch
 from PIL import Image
 
@@ -22,11 +24,6 @@ from dpseg.prompts.visual import Reference
 from dpseg.segmenter import Segmenter
 from support.labelled_set import write_labelled
 from support.tiny import save_tiny
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import few_shot
-import robustness
 
 
 @pytest.fixture(scope="module")

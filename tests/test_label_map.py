@@ -64,7 +64,16 @@ def test_classes_that_were_not_decoded_never_win() -> None:
     assert np.array_equal(labels, label_map(logits.nan_to_num(neginf=-1e4), (40, 50)))
 
 
-def test_847_classes_on_12_megapixels_in_little_memory() -> None:
+def test_of_equal_classes_the_first_wins_however_they_come() -> None:
+    logits = torch.zeros(3, 4, 4)
+    assert (label_map(logits, (9, 9)) == 0).all()
+    one_by_one = LabelMap((9, 9))
+    for index in range(3):
+        one_by_one.add(torch.tensor([index]), logits[:1])
+    assert (one_by_one.labels() == 0).all()
+
+
+def test_847_classes_on_12_megapixels_are_labelled_by_the_logits_around_each_pixel() -> None:
     coarse = torch.randn(1, 847, 4, 6, generator=torch.Generator().manual_seed(1))
     logits = F.interpolate(coarse, size=(96, 128), mode="bilinear")[0]
     labels = label_map(logits, (3000, 4000))

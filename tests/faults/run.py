@@ -2,7 +2,8 @@
 
     make faults            or: python tests/faults/run.py [--only WORD] [--workers N] [--map FILE]
 
-First the quick tests run once, to learn which of them run which line; --map keeps that for the next time. Then, for
+First the quick tests run once, to learn which of them run which line; --map keeps that for the next time that src and
+tests are the same. Then, for
 each fault, the tests that run its lines do, the first failure being enough. What survives is printed, and the status is
 then 1. A fault whose text is not in its file exactly once is one of the list, not of the tests, and the status is 2.
 """
@@ -10,7 +11,9 @@ then 1. A fault whose text is not in its file exactly once is one of the list, n
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from queue import Queue
 from coverage import CoverageData
 
 ROOT = Path(__file__).resolve().parents[2]
+_PHASE = re.compile(r"\|(setup|run|teardown)$")  # of a test, behind its name
 FEW = 25
 """Tests that are tried first, of those that run a fault's lines; then all of them."""
 
@@ -95,9 +99,17 @@ def pytest(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "")
 
 
+def digest(copy: Path) -> str:
+    """Returns what tells one state of src and tests from another."""
+    whole = hashlib.sha256()
+    for path in sorted(path for part in ("src", "tests") for path in (copy / part).rglob("*.py")):
+        whole.update(path.relative_to(copy).as_posix().encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
 def learn(copy: Path, place: Path, workers: int) -> None:
     """Runs the quick tests once, and keeps which of them run which line."""
-    done = pytest(copy, "-n", str(workers), "--cov=dpseg", "--cov-context=test", "--cov-report=")
+    done = pytest(copy, "-n", str(workers), "--dist", "loadfile", "--cov=dpseg", "--cov-context=test", "--cov-report=")
     if done.returncode:
         print(done.stdout[-3000:])
         sys.exit("the tests fail without any fault; mend that first")
@@ -110,9 +122,9 @@ def tests_of(fault: Fault, data: CoverageData) -> list[str]:
     contexts = data.contexts_by_lineno(file) if file else {}
     found: dict[str, None] = {}
     for line in fault.lines():
-        found |= dict.fromkeys(context.split("|")[0] for context in contexts.get(line, []) if context)
+        found |= dict.fromkeys(_PHASE.sub("", context) for context in contexts.get(line, []) if context)
     if not found:  # lines that run at import, or in another process: whatever runs the file
-        found = dict.fromkeys(c.split("|")[0] for cs in contexts.values() for c in cs if c)
+        found = dict.fromkeys(_PHASE.sub("", context) for one in contexts.values() for context in one if context)
     by_file: dict[str, list[str]] = {}
     for test in found:
         by_file.setdefault(test.split("::")[0], []).append(test)
@@ -126,7 +138,13 @@ def is_caught(fault: Fault, tests: list[str], copy: Path) -> bool:
     whole = path.read_text("utf-8")
     path.write_text(whole.replace(fault.old, fault.new), "utf-8")
     try:
-        return any(some and pytest(copy, "-x", *some).returncode in (1, 2) for some in (tests[:FEW], tests[FEW:]))
+        for some in filter(None, (tests[:FEW], tests[FEW:])):
+            done = pytest(copy, "-x", *some)
+            if done.returncode in (1, 2):  # a test failed, or what it imports did
+                return True
+            if done.returncode:
+                sys.exit(f"pytest cannot run the tests of {fault.file}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+        return False
     finally:
         path.write_text(whole, "utf-8")
 
@@ -136,18 +154,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", default="", metavar="WORD", help="faults whose description or file holds it")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--map", type=Path, help="where to keep which test runs which line; used again if it is there")
+    parser.add_argument("--map", type=Path, help="where to keep which test runs which line")
     asked = parser.parse_args()
     faults, start = read_faults(asked.only), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         copies: Queue[Path] = Queue()
         for number in range(asked.workers):
             copies.put(copy_checkout(Path(folder) / str(number)))
-        place = (asked.map or Path(folder) / "map").resolve()
+        first = copies.get()
+        place = Path(f"{(asked.map or Path(folder) / 'map').resolve()}.{digest(first)}")
         if not place.is_file():
-            first = copies.get()
             learn(first, place, asked.workers)
-            copies.put(first)
+        copies.put(first)
         data = CoverageData(str(place))
         data.read()
 
