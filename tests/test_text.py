@@ -39,6 +39,7 @@ def test_classes_keep_their_order() -> None:
         *(([text], "has no name") for text in ("", "  ", ",", " , ,")),
         ([], "no classes given"),
         (["cat", "dog", "Cat, kitten"], "'Cat' is given twice"),
+        (["Cat", "dog", "cat"], "'cat' is given twice"),
         ("cat", "give a list"),
         (["cat", 3], "3 is not text"),
     ],
