@@ -14,7 +14,7 @@ RECIPE ?= configs/base.yaml
 SMALL := runs/lite-small
 
 # Processes that tests run in; each takes about a gigabyte.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))' 2>/dev/null || echo 2)
 PYTEST = $(VENV)/bin/python -m pytest --dist loadfile
 BENCHMARK = $(VENV)/bin/python benchmarks
 
@@ -53,7 +53,7 @@ test-all: test test-slow test-processors ## Run every test.
 faults: $(VENV)/.dev ## Put faults into src one by one, and see that the tests catch each; for many minutes.
 	$(VENV)/bin/python tests/faults/run.py
 
-bench: $(VENV)/.dev ## Measure 150 names against SED's decoder and this machine, under five minutes; leaves benchmarks/results.
+bench: $(VENV)/.dev ## On an idle machine, measure 150 names against SED's decoder and the machine; leaves benchmarks/results.
 	$(BENCHMARK)/speed.py
 
 bench-full: $(VENV)/.dev ## The same and 847 names, for which SED's decoder takes 16 GB.
@@ -133,6 +133,7 @@ define step
 endef
 
 $(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null || { echo "DPSeg needs Python 3.11 or newer, and $(PYTHON) is not there; run: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "DPSeg needs Python 3.11 or newer, found %d.%d; run: make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(0 if free > 6 else "DPSeg and PyTorch need up to 6 GB of disk, and %.1f GB are free here" % free)'
 	$(call step,A virtual environment in $(VENV),$(PYTHON) -m venv $(VENV))

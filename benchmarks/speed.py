@@ -4,8 +4,8 @@
     make bench-full        847 names too, for which SED's decoder takes 16 GB; python benchmarks/speed.py --full
 
 writes latest.json and latest.md into benchmarks/results. The decoders and the encoder take turns in one process,
-products of matrices before and after them, and the shortest of each counts: whatever else the machine does only adds.
-What is held against a bound is a ratio, which holds on any machine; seconds are printed as figures. Peaks of memory and
+products of matrices before and after them, and the shortest of each counts, for short disturbances only add.
+What is held against a bound is a ratio, which holds on any idle machine; seconds are printed as figures. Peaks of memory and
 the start of the program are measured in fresh processes. base has random weights, which take as long as trained ones,
 and prompts are random unit vectors. It fails where a bound is broken, and what memory cannot hold is skipped with a
 line. --quick tries the whole with tiny models, and writes only with --out.
@@ -282,6 +282,8 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="also 847 names")
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the benchmark itself")
     asked = parser.parse_args()
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5:  # threads that wait for a busy core distort even ratios
+        print(f"this machine is busy (load {os.getloadavg()[0]:.1f}); the figures hold on an idle one", flush=True)
     results = measure(QUICK if asked.quick else Sizes(), asked.full)
     text = markdown(results)
     print("\n" + text)
