@@ -5,9 +5,9 @@
 
 writes latest.json and latest.md into benchmarks/results. The decoders and the encoder take turns in one process,
 products of matrices before and after them, and the shortest of each counts, for short disturbances only add.
-What is held against a bound is a ratio, which holds on any idle machine; seconds are printed as figures. Peaks of memory and
-the start of the program are measured in fresh processes. base has random weights, which take as long as trained ones,
-and prompts are random unit vectors. It fails where a bound is broken, and what memory cannot hold is skipped with a
+What is held against a bound is a ratio, which holds on any idle machine; seconds are printed as figures. Peaks of
+memory and the start of the program are measured in fresh processes. base has random weights, which take as long as
+trained ones, and prompts are random unit vectors. It fails where a bound is broken, and what memory cannot hold is skipped with a
 line. --quick tries the whole with tiny models, and writes only with --out.
 """
 
