@@ -4,10 +4,10 @@
     make bench-full        847 names too, for which SED's decoder takes 16 GB; python benchmarks/speed.py --full
 
 writes latest.json and latest.md into benchmarks/results. The decoders and the encoder take turns in one process,
-products of matrices before and after them, and the shortest of each counts, for short disturbances only add.
-What is held against a bound is a ratio, which holds on any idle machine; seconds are printed as figures. Peaks of
-memory and the start of the program are measured in fresh processes. base has random weights, which take as long as
-trained ones, and prompts are random unit vectors. It fails where a bound is broken, and what memory cannot hold is skipped with a
+products of matrices before and after them, and the shortest of each counts, for short disturbances only add. What is
+held against a bound is a ratio, which holds on any idle machine; seconds are printed as figures. Peaks of memory and
+the start of the program are measured in fresh processes. base has random weights, which take as long as trained ones,
+and prompts are random unit vectors. It fails where a bound is broken, and what memory cannot hold is skipped with a
 line. --quick tries the whole with tiny models, and writes only with --out.
 """
 
