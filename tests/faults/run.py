@@ -70,7 +70,11 @@ def read_faults(word: str) -> list[Fault]:
         if count != 1 or fault.old == fault.new:
             print(f"{fault.path}: {fault.what}: its text stands there {count} times, and must once; mend the list")
             sys.exit(2)
-    return [fault for fault in faults if word in f"{fault.file} {fault.what}"]
+    chosen = [fault for fault in faults if word in f"{fault.file} {fault.what}"]
+    if not chosen:
+        print(f"no fault holds {word!r}; the list is {Path(__file__).parent / 'faults.toml'}")
+        sys.exit(2)
+    return chosen
 
 
 def copy_checkout(folder: Path) -> Path:
@@ -157,6 +161,9 @@ def main() -> int:
     parser.add_argument("--map", type=Path, help="where to keep which test runs which line")
     asked = parser.parse_args()
     faults, start = read_faults(asked.only), time.monotonic()
+    if asked.map is not None and not os.access(asked.map.resolve().parent, os.W_OK):
+        print(f"--map {asked.map}: its folder is not there or cannot be written; give another")
+        return 2
     with tempfile.TemporaryDirectory() as folder:
         copies: Queue[Path] = Queue()
         for number in range(asked.workers):
