@@ -14,6 +14,7 @@ from hypothesis import settings
 # Before torch is imported, and inherited by subprocesses: tiny models gain nothing by threads, and waiting ones cost.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import onnxruntime themselves
 
 pytest.register_assert_rewrite("support")
 settings.register_profile("all", derandomize=True, deadline=None)  # the same examples each time, however slow a machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from dpseg.exporting.about import KEY, PROMPT_INPUTS, About
 
 if TYPE_CHECKING:
     import onnxruntime
+
+# onnxruntime reports the machine to its makers from 1.32 on, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Floats = npt.NDArray[np.float32]
 
