@@ -3,9 +3,9 @@
     make faults            or: python tests/faults/run.py [--only WORD] [--workers N] [--map FILE]
 
 First the quick tests run once, to learn which of them run which line; --map keeps that for the next time that src and
-tests are the same. Then, for
-each fault, the tests that run its lines do, the first failure being enough. What survives is printed, and the status is
-then 1. A fault whose text is not in its file exactly once is one of the list, not of the tests, and the status is 2.
+tests are the same. Then, for each fault, the tests that run its lines do, and after them those that run its file, the
+first failure being enough. What survives is printed, and the status is then 1. A fault whose text is not in its file
+exactly once is one of the list, not of the tests, and the status is 2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from coverage import CoverageData
 ROOT = Path(__file__).resolve().parents[2]
 _PHASE = re.compile(r"\|(setup|run|teardown)$")  # of a test, behind its name
 FEW = 25
-"""Tests that are tried first, of those that run a fault's lines; then all of them."""
+"""Tests that are tried first, of those that run a fault's lines; then the others."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,20 @@ def learn(copy: Path, place: Path, workers: int) -> None:
 
 
 def tests_of(fault: Fault, data: CoverageData) -> list[str]:
-    """Returns the tests that run the lines of a fault, those of many files first and then the rest."""
+    """Returns the tests that run the lines of a fault, those of many files first; then the others that run its file.
+
+    What is imported, cached or shared by fixtures runs once, for the first test that needs it, and others see it too.
+    """
     (file,) = [name for name in data.measured_files() if name.endswith(f"/{fault.path}")] or [""]
     contexts = data.contexts_by_lineno(file) if file else {}
-    found: dict[str, None] = {}
-    for line in fault.lines():
-        found |= dict.fromkeys(_PHASE.sub("", context) for context in contexts.get(line, []) if context)
-    if not found:  # lines that run at import, or in another process: whatever runs the file
-        found = dict.fromkeys(_PHASE.sub("", context) for one in contexts.values() for context in one if context)
+    own = _tests([context for line in fault.lines() for context in contexts.get(line, [])])
+    return list(dict.fromkeys([*own, *_tests([context for one in contexts.values() for context in one])]))
+
+
+def _tests(contexts: list[str]) -> list[str]:
+    """Returns the tests of contexts, each once, those of many files first."""
     by_file: dict[str, list[str]] = {}
-    for test in found:
+    for test in dict.fromkeys(_PHASE.sub("", context) for context in contexts if context):
         by_file.setdefault(test.split("::")[0], []).append(test)
     rounds = max((len(tests) for tests in by_file.values()), default=0)
     return [tests[n] for n in range(rounds) for tests in by_file.values() if n < len(tests)]
@@ -144,7 +148,7 @@ def is_caught(fault: Fault, tests: list[str], copy: Path) -> bool:
     try:
         for some in filter(None, (tests[:FEW], tests[FEW:])):
             done = pytest(copy, "-x", *some)
-            if done.returncode in (1, 2):  # a test failed, or what it imports did
+            if done.returncode in (1, 2) or done.returncode < 0:  # a test failed, or what it imports did, or it crashed
                 return True
             if done.returncode:
                 sys.exit(f"pytest cannot run the tests of {fault.file}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
