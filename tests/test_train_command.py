@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_like_one_that_was_not(recipe: Pat
     words = ["--iterations", str(steps)]
     run(recipe, *words, "--out", str(tmp_path / "whole"))
     if steps == 5:
-        assert forked.killed(train_until, recipe, 4)
+        assert forked.killed(train_until, recipe, 4, trains=True)
         assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
     else:
         kill(recipe, *words)
@@ -151,7 +151,7 @@ def test_two_processes_are_one_with_the_same_crops(recipe: Path, tmp_path: Path)
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
-        forked.start(train_with_another, recipe, tmp_path / "both", RANK=rank, LOCAL_RANK=rank, **shared)
+        forked.start(train_with_another, recipe, tmp_path / "both", trains=True, RANK=rank, LOCAL_RANK=rank, **shared)
         for rank in ("0", "1")
     ]
     for process in processes:
