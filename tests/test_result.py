@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from dpseg.commands.places import output_places
 from dpseg.errors import ConfigError, OutputError, PromptError
-from dpseg.files import write_atomically
+from dpseg.files import write_atomically, written_beside
 from dpseg.palette import palette
 from dpseg.result import FORMATS, Segmentation
 from support.results import NAMES, segmentation, sofa
@@ -196,3 +197,16 @@ def test_coco_by_region_separates_the_two_cats(result: Segmentation) -> None:
     assert [entry["area"] for entry in cats] == [800, 200]
     assert [entry["bbox"] for entry in cats] == [[10, 10, 40, 20], [90, 50, 20, 10]]
     json.dumps(cats)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_file_takes_the_place_of_no_device_or_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, Path("/dev/null")):
+        with pytest.raises(OutputError, match=f"{place}: is a device, a pipe or a socket"):
+            write_atomically(place, b"labels")
+        with pytest.raises(OutputError, match="choose another place"), written_beside(place):
+            raise AssertionError("nothing is begun")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()

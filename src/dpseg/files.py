@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def write_atomically(path: str | Path, data: bytes) -> Path:
         OutputError: The folder is missing or closed to writing, or the disk is full. The old content stays.
     """
     path = Path(path)
+    _refuse_devices(path)
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -66,6 +68,7 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         OutputError: As `write_atomically`.
     """
     path = Path(path)
+    _refuse_devices(path)
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -77,3 +80,13 @@ def written_beside(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _refuse_devices(path: Path) -> None:
+    """Raises an error where a file would take the place of /dev/null or its like, which a rename would remove."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # it is not there, or writing will tell
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OutputError(f"{path}: is a device, a pipe or a socket, no file; choose another place")
