@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
@@ -35,7 +34,17 @@ from dpseg.model.preprocess import mirror, prepare, scaled_size
 from dpseg.onnx_runner import OnnxRunner, Prompts, main
 from dpseg.prompts.prompt_set import PromptSet
 from dpseg.segmenter import Segmenter
-from support.exported import SED, Export, exportable, frozen_export, lite_export, open_export, random_set
+from support.exported import (
+    SED,
+    Export,
+    check_sums_of_pairs,
+    exportable,
+    frozen_export,
+    lite_export,
+    open_export,
+    random_set,
+    weighted,
+)
 from support.pictures import CAT, COFFEE, EXAMPLES
 
 pytestmark = [
@@ -159,29 +168,6 @@ def test_mistakes_of_the_command_are_one_line(
     assert not (tmp_path / "m.onnx").exists()
 
 
-def weighted(content: bytes) -> list[tuple[str, NDArray[np.int8] | None]]:
-    """The module of each weighted operation, and its weights where it computes in 8-bit integers."""
-    import onnx
-
-    model = onnx.load_from_string(content).graph
-    turned = {node.output[0]: node.input[0] for node in model.node if node.op_type == "DequantizeLinear"}
-    integers = {one.name: one for one in model.initializer if one.data_type == onnx.TensorProto.INT8}
-
-    def weights(node: onnx.NodeProto) -> NDArray[np.int8] | None:
-        both = turned.keys() >= set(node.input[:2])
-        return onnx.numpy_helper.to_array(integers[turned[node.input[1]]]) if both else None
-
-    nodes = [node for node in model.node if node.op_type in ("Conv", "MatMul", "Gemm")]
-    modules = [next(entry.value for entry in node.metadata_props if entry.key == "namespace") for node in nodes]
-    return [(module, weights(node)) for module, node in zip(modules, nodes, strict=True)]
-
-
-def check_sums_of_pairs(content: bytes) -> None:
-    """Kernels without VNNI add products of an activation, 0 to 255, and a weight in pairs, in 16 bits, and saturate."""
-    largest = max(int(np.abs(values.astype(int)).max()) for _, values in weighted(content) if values is not None)
-    assert 2 * 255 * largest <= 32767
-
-
 @pytest.mark.numeric
 def test_the_encoder_alone_is_quantised_and_no_sum_of_a_pair_of_products_saturates(frozen: Export) -> None:
     content = frozen.path.read_bytes()
@@ -197,58 +183,6 @@ def test_the_encoder_alone_is_quantised_and_no_sum_of_a_pair_of_products_saturat
     before, after = (OnnxSession(one)(inputs[0]["image"], {}) for one in (content, small))
     assert 0 < np.abs(before - after).max() < 0.1 * np.abs(before).max()
     assert agreement(content, content, inputs) == 1
-
-
-def small_encoder() -> bytes:
-    """Convolutions as in lite's encoder: a first one, a widening one, a depthwise one and a narrowing one."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    random = np.random.default_rng(0)
-    tensors, nodes, last, channels = [], [], "image", 3
-    for name, outputs, side, groups in (
-        ("first", 8, 3, 1),
-        ("widen", 16, 1, 1),
-        ("deep", 16, 3, 16),
-        ("narrow", 4, 1, 1),
-    ):
-        weights = random.normal(size=(outputs, channels // groups, side, side)).astype(np.float32)
-        weights *= np.geomspace(0.1, 10, outputs, dtype=np.float32)[:, None, None, None]  # channels of many ranges
-        tensors.append(numpy_helper.from_array(weights / weights[0].size, f"{name}.weight"))
-        pads = {"pads": [side // 2] * 4, "group": groups}
-        nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.sum"], name, **pads))
-        nodes.append(helper.make_node("Clip", [f"{name}.sum", "least", "most"], [f"{name}.out"], f"{name}.clip"))
-        last, channels = f"{name}.out", outputs
-    for node in nodes:
-        node.metadata_props.add(key="namespace", value="model.encoder.block")
-    tensors += [numpy_helper.from_array(np.float32(value), name) for name, value in (("least", -6), ("most", 6))]
-    image, out = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size, 16, 16])
-        for name, size in (("image", 3), (last, 4))
-    )
-    graph = helper.make_graph(nodes, "small", [image], [out], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    content: bytes = model.SerializeToString()
-    return content
-
-
-def test_depthwise_convolutions_stay_in_single_precision_whatever_onnxruntime_optimises() -> None:
-    import onnx
-    import onnxruntime
-
-    image = np.random.default_rng(1).random((1, 3, 16, 16), dtype=np.float32)
-    small = quantize(small_encoder(), [{"image": image}])
-    check_sums_of_pairs(small)
-    kinds = {tensor.name: tensor.data_type for tensor in onnx.load_from_string(small).graph.initializer}
-    assert kinds["deep.weight"] == onnx.TensorProto.FLOAT
-    assert "widen.weight" not in kinds
-    answers = []
-    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-        session = onnxruntime.InferenceSession(small, options, providers=["CPUExecutionProvider"])
-        answers.append(session.run(None, {"image": image})[0])
-    step = np.ptp(answers[0]) / 255  # of the last rounding
-    assert np.abs(answers[0] - answers[1]).max() <= 1.01 * step
 
 
 @pytest.mark.parametrize(

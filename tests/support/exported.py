@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dpseg.cli import run
 from dpseg.exporting import graph
@@ -93,3 +95,26 @@ def _exported(folder: Path, *options: str) -> Export:
         patch.setattr(graph, "trace", recorded)
         assert run(["export", *options, "--out", str(path)]) == 0
     return Export(path, options, traced[0])
+
+
+def weighted(content: bytes) -> list[tuple[str, NDArray[np.int8] | None]]:
+    """The module of each weighted operation, and its weights where it computes in 8-bit integers."""
+    import onnx
+
+    model = onnx.load_from_string(content).graph
+    turned = {node.output[0]: node.input[0] for node in model.node if node.op_type == "DequantizeLinear"}
+    integers = {one.name: one for one in model.initializer if one.data_type == onnx.TensorProto.INT8}
+
+    def weights(node: onnx.NodeProto) -> NDArray[np.int8] | None:
+        both = turned.keys() >= set(node.input[:2])
+        return onnx.numpy_helper.to_array(integers[turned[node.input[1]]]) if both else None
+
+    nodes = [node for node in model.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    modules = [next(entry.value for entry in node.metadata_props if entry.key == "namespace") for node in nodes]
+    return [(module, weights(node)) for module, node in zip(modules, nodes, strict=True)]
+
+
+def check_sums_of_pairs(content: bytes) -> None:
+    """Kernels without VNNI add products of an activation, 0 to 255, and a weight in pairs, in 16 bits, and saturate."""
+    largest = max(int(np.abs(values.astype(int)).max()) for _, values in weighted(content) if values is not None)
+    assert 2 * 255 * largest <= 32767
